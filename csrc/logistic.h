@@ -1,0 +1,204 @@
+// The logistic loss and its derivatives: the one place where the formula stands.
+//
+// Every function is a template on a value type V: float or double (scalar C++ and CUDA device code) or a SIMD vector of
+// them (csrc/cpu/vec.h). Only exactly rounded operations are used (+ - * /, fma, comparison, selection, integer shift
+// and add on the bits), no libm, nothing contracted by the compiler, so that every backend computes the same bits.
+//
+// Notation: logit z, target y, positive weight p, sample weight w;
+//   a = w p y       weight of the positive term -log sigma(z)  = softplus(-z)
+//   b = w (1 - y)   weight of the negative term -log sigma(-z) = softplus(z)
+//   loss = a softplus(-z) + b softplus(z)
+// With m = |z|, e = exp(-m), r = 1 / (1 + e), l = log1p(e):
+//   sigma(m) = r, sigma(-m) = e r, softplus(m) = m + l, softplus(-m) = l
+// so neither 1 - sigma nor log(1 - sigma) is ever formed and both tails keep all their digits.
+// The derivation of each line, in mathematical notation: docs/derivation.md.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __CUDACC__
+#define FL_FN static __host__ __device__ __forceinline__
+#else
+#define FL_FN static inline __attribute__((always_inline))
+#endif
+
+#include "coefficients.h"
+
+namespace fused_logistic {
+
+// ---- Value types -------------------------------------------------------------------------------------------------
+// A vector type specialises Value and overloads fma, select, splat and reciprocal; the rest is operators.
+
+template <class V>
+struct Value;
+template <>
+struct Value<float> {
+  using Scalar = float;
+  using Bits = uint32_t;
+};
+template <>
+struct Value<double> {
+  using Scalar = double;
+  using Bits = uint64_t;
+};
+
+template <class To, class From>
+FL_FN To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+FL_FN float fma(float x, float y, float z) {
+#ifdef __CUDA_ARCH__
+  return __fmaf_rn(x, y, z);
+#else
+  return __builtin_fmaf(x, y, z);
+#endif
+}
+FL_FN double fma(double x, double y, double z) {
+#ifdef __CUDA_ARCH__
+  return __fma_rn(x, y, z);
+#else
+  return __builtin_fma(x, y, z);
+#endif
+}
+FL_FN float select(bool condition, float x, float y) { return condition ? x : y; }
+FL_FN double select(bool condition, double x, double y) { return condition ? x : y; }
+
+template <class V>
+FL_FN V splat(typename Value<V>::Scalar x) {
+  return x - V{};  // exact for every x, -0.0 included; a broadcast for vectors
+}
+
+template <class V>
+FL_FN V absolute(V x) {
+  using Bits = typename Value<V>::Bits;
+  return bit_cast<V>(bit_cast<Bits>(x) & ~bit_cast<Bits>(splat<V>(-0.0)));
+}
+// 1 / d, correctly rounded, for d in [1, 2]. On the GPU the division's slow path is a third of the whole kernel, so
+// there the hardware's approximation (at most 1 ulp off, by the PTX manual) gets one Newton step in fma, which rounds
+// correctly from any start within 1 ulp [Markstein 1990]; tests/test_formula.py checks all 2^23 + 1 values of d.
+template <class V>
+FL_FN V reciprocal(V d) {
+  return splat<V>(1) / d;
+}
+FL_FN float reciprocal_step(float d, float start) { return fma(fma(-d, start, 1.0f), start, start); }
+#ifdef __CUDA_ARCH__
+FL_FN float reciprocal(float d) {
+  float start;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(start) : "f"(d));
+  return reciprocal_step(d, start);
+}
+#endif
+
+// ---- Elementary functions ----------------------------------------------------------------------------------------
+
+// c[0] + c[1] x + ... + c[N-1] x^(N-1) by Horner's rule in fma; Series is one of the coefficient lists in Coefficients.
+template <class Series, class V>
+FL_FN V polynomial(V x) {
+  V sum = splat<V>(Series::at(Series::count - 1));
+#ifdef __CUDA_ARCH__
+#pragma unroll
+#endif
+  for (int i = Series::count - 2; i >= 0; --i) sum = fma(sum, x, splat<V>(Series::at(i)));
+  return sum;
+}
+
+// exp(x) for x <= 0, gradual underflow included; exp(-inf) = 0.
+// x = n ln 2 + t with |t| <= ln 2 / 2 (ln 2 in two parts, Cody and Waite); exp(t) = 1 + t + t^2 q(t); times 2^n by adding
+// n to the exponent. n is biased so that the exponent stays normal, and one exact multiplication undoes the bias: it is
+// the only step that rounds when the result is subnormal.
+template <class V>
+FL_FN V exp_nonpositive(V x) {
+  using C = Coefficients<typename Value<V>::Scalar>;
+  using Bits = typename Value<V>::Bits;
+  const V lowest = splat<V>(C::exp_lowest), shifter = splat<V>(C::exp_shifter);
+  x = select(x < lowest, lowest, x);                              // keeps NaN
+  const V shifted = fma(x, splat<V>(C::log2_e), shifter);         // rounds to an integer in the low bits
+  const V n = shifted - shifter;
+  V t = fma(n, splat<V>(-C::ln2_high), x);
+  t = fma(n, splat<V>(-C::ln2_low), t);
+  const V p = fma(fma(polynomial<typename C::Exp>(t), t, splat<V>(1)), t, splat<V>(1));
+  return bit_cast<V>(bit_cast<Bits>(p) + (bit_cast<Bits>(shifted) << C::mantissa_bits)) * splat<V>(C::exp_unbias);
+}
+
+// log1p(e) = e + e^2 q(e) for e in [0, 1].
+template <class V>
+FL_FN V log1p_unit(V e) {
+  return fma(e * e, polynomial<typename Coefficients<typename Value<V>::Scalar>::Log1p>(e), e);
+}
+
+// ---- The logistic loss -------------------------------------------------------------------------------------------
+
+// What the loss and all its derivatives share, per logit.
+template <class V>
+struct Logit {
+  V z, m, e;  // the logit, |z|, exp(-|z|)
+};
+template <class V>
+FL_FN Logit<V> logit(V z) {
+  const V m = absolute(z);
+  return {z, m, exp_nonpositive(-m)};
+}
+
+// The weights a and b of the positive and the negative term, and their sum (formed from p and y, not by adding:
+// it is exactly w where p is 1).
+template <class V>
+struct TermWeights {
+  V positive, negative, sum;
+};
+template <class V>
+FL_FN TermWeights<V> term_weights(V y) {
+  return {y, splat<V>(1) - y, splat<V>(1)};
+}
+template <class V>
+FL_FN TermWeights<V> term_weights(V y, V p, V w) {
+  return {w * (p * y), w * (splat<V>(1) - y), w * fma(p - splat<V>(1), y, splat<V>(1))};
+}
+
+// x y + z, where x = 0 gives z even if y is infinite: a term whose weight is 0 contributes nothing.
+template <class V>
+FL_FN V add_term(V x, V y, V z) {
+  return select(x == splat<V>(0), z, fma(x, y, z));
+}
+
+// loss = a softplus(-z) + b softplus(z) = (a + b) l + (z < 0 ? a : b) m
+template <class V>
+FL_FN V loss(const Logit<V>& logit, const TermWeights<V>& weights) {
+  const V dominant = select(logit.z < splat<V>(0), weights.positive, weights.negative);
+  return add_term(dominant, logit.m, weights.sum * log1p_unit(logit.e));
+}
+
+// d loss / dz = b sigma(z) - a sigma(-z) = sign(z) r (dominant - other e)
+template <class V>
+FL_FN V grad_logit(const Logit<V>& logit, const TermWeights<V>& weights) {
+  const auto negative = logit.z < splat<V>(0);
+  const V dominant = select(negative, weights.positive, weights.negative);
+  const V other = select(negative, weights.negative, weights.positive);
+  const V size = reciprocal(splat<V>(1) + logit.e) * fma(-other, logit.e, dominant);
+  return select(negative, -size, size);
+}
+
+// d loss / dy = w (p softplus(-z) - softplus(z)) = w ((p - 1) l + (z < 0 ? p : -1) m): exactly -w z where p is 1
+template <class V>
+FL_FN V grad_target(const Logit<V>& logit, V p, V w) {
+  const V slope = select(logit.z < splat<V>(0), p, splat<V>(-1));
+  return add_term(w, add_term(slope, logit.m, (p - splat<V>(1)) * log1p_unit(logit.e)), splat<V>(0));
+}
+
+// d loss / dp = w y softplus(-z)
+template <class V>
+FL_FN V grad_pos_weight(const Logit<V>& logit, V y, V w) {
+  const V softplus = select(logit.z < splat<V>(0), logit.m, splat<V>(0)) + log1p_unit(logit.e);
+  return add_term(w * y, softplus, splat<V>(0));
+}
+
+// Label smoothing s moves the target towards 1/2: y (1 - s) + s / 2.
+template <class V>
+FL_FN V smooth(V y, typename Value<V>::Scalar s) {
+  return fma(y, splat<V>(1 - s), splat<V>(s / 2));
+}
+
+}  // namespace fused_logistic
