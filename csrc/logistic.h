@@ -27,20 +27,7 @@
 namespace fused_logistic {
 
 // ---- Value types -------------------------------------------------------------------------------------------------
-// A vector type specialises Value and overloads fma, select, splat and reciprocal; the rest is operators.
-
-template <class V>
-struct Value;
-template <>
-struct Value<float> {
-  using Scalar = float;
-  using Bits = uint32_t;
-};
-template <>
-struct Value<double> {
-  using Scalar = double;
-  using Bits = uint64_t;
-};
+// Value<V> is all that the formula needs to know of V beyond its operators; csrc/cpu/simd.h adds the vector types.
 
 template <class To, class From>
 FL_FN To bit_cast(From from) {
@@ -50,23 +37,50 @@ FL_FN To bit_cast(From from) {
   return to;
 }
 
-FL_FN float fma(float x, float y, float z) {
-#ifdef __CUDA_ARCH__
-  return __fmaf_rn(x, y, z);
-#else
-  return __builtin_fmaf(x, y, z);
-#endif
-}
-FL_FN double fma(double x, double y, double z) {
-#ifdef __CUDA_ARCH__
-  return __fma_rn(x, y, z);
-#else
-  return __builtin_fma(x, y, z);
-#endif
-}
-FL_FN float select(bool condition, float x, float y) { return condition ? x : y; }
-FL_FN double select(bool condition, double x, double y) { return condition ? x : y; }
+// 1 / d, correctly rounded for d in [1, 2], from a start at most 1 ulp away [Markstein 1990].
+FL_FN float reciprocal_step(float d, float start) { return __builtin_fmaf(__builtin_fmaf(-d, start, 1.0f), start, start); }
 
+template <class V>
+struct Value;
+template <>
+struct Value<float> {
+  using Scalar = float;
+  using Bits = uint32_t;
+  FL_FN float fma(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
+  FL_FN float select(bool condition, float x, float y) { return condition ? x : y; }
+  // On the GPU the division's slow path is a third of the whole kernel; there the hardware's approximation, at most
+  // 1 ulp off by the PTX manual, gets one Newton step instead. The exhaustive sweep checks all 2^23 + 1 values of d.
+  FL_FN float reciprocal(float d) {
+#ifdef __CUDA_ARCH__
+    float start;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(start) : "f"(d));
+    return reciprocal_step(d, start);
+#else
+    return 1.0f / d;
+#endif
+  }
+};
+template <>
+struct Value<double> {
+  using Scalar = double;
+  using Bits = uint64_t;
+  FL_FN double fma(double x, double y, double z) { return __builtin_fma(x, y, z); }
+  FL_FN double select(bool condition, double x, double y) { return condition ? x : y; }
+  FL_FN double reciprocal(double d) { return 1.0 / d; }
+};
+
+template <class V>
+FL_FN V fma(V x, V y, V z) {
+  return Value<V>::fma(x, y, z);
+}
+template <class Mask, class V>
+FL_FN V select(Mask condition, V x, V y) {
+  return Value<V>::select(condition, x, y);
+}
+template <class V>
+FL_FN V reciprocal(V d) {
+  return Value<V>::reciprocal(d);
+}
 template <class V>
 FL_FN V splat(typename Value<V>::Scalar x) {
   return x - V{};  // exact for every x, -0.0 included; a broadcast for vectors
@@ -77,22 +91,6 @@ FL_FN V absolute(V x) {
   using Bits = typename Value<V>::Bits;
   return bit_cast<V>(bit_cast<Bits>(x) & ~bit_cast<Bits>(splat<V>(-0.0)));
 }
-// 1 / d, correctly rounded, for d in [1, 2]. On the GPU the division's slow path is a third of the whole kernel, so
-// there the hardware's approximation (at most 1 ulp off, by the PTX manual) gets one Newton step in fma, which rounds
-// correctly from any start within 1 ulp [Markstein 1990]; tests/test_formula.py checks all 2^23 + 1 values of d.
-template <class V>
-FL_FN V reciprocal(V d) {
-  return splat<V>(1) / d;
-}
-FL_FN float reciprocal_step(float d, float start) { return fma(fma(-d, start, 1.0f), start, start); }
-#ifdef __CUDA_ARCH__
-FL_FN float reciprocal(float d) {
-  float start;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(start) : "f"(d));
-  return reciprocal_step(d, start);
-}
-#endif
-
 // ---- Elementary functions ----------------------------------------------------------------------------------------
 
 // c[0] + c[1] x + ... + c[N-1] x^(N-1) by Horner's rule in fma; Series is one of the coefficient lists in Coefficients.

@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""Derive csrc/coefficients.h: every constant of the elementary functions in csrc/logistic.h.
+
+    python csrc/coefficients.py           write coefficients.h and print a table of the approximation errors
+    python csrc/coefficients.py --check   derive everything again and compare with the committed coefficients.h
+
+Two series are approximated, each so that the greatest *relative* error of the function's final value is least:
+
+    exp(-t)  = 1 - t + t^2 q(t)    |t| <= ln 2 / 2 and a little more, by which rounding n can overshoot
+    log1p(e) = e + e^2 q(e)        0 <= e <= 1
+
+The leading terms are exact, so a tail (t or e near 0) keeps all its digits. Remez' exchange algorithm finds the best q
+in exact-like arithmetic (mpmath). Its coefficients are then rounded to the target format from the leading one on, each
+time with the remaining ones fitted again, so that they absorb what the rounding lost. For the rounded coefficients
+`proven_error` bounds the error over the whole interval, and the header states that bound.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpmath import cos, exp, frexp, ldexp, linspace, log, log1p, lu_solve, matrix, mp, mpf, nint, pi
+
+mp.prec = 200
+HEADER = Path(__file__).with_name("coefficients.h")
+GRID = 800  # points on which Remez looks for the greatest error; `proven_error` covers what lies between
+PIECES = 400  # subintervals of the proof
+
+
+@dataclass
+class Format:
+    """A binary floating-point format and how many coefficients each series gets in it."""
+
+    scalar: str
+    suffix: str
+    precision: int  # bits of the significand, the hidden one included
+    exponent_bias: int
+    exp_count: int
+    log1p_count: int
+
+    def round(self, x):
+        mantissa, exponent = frexp(x)
+        return ldexp(nint(ldexp(mantissa, self.precision)), exponent - self.precision)
+
+    def literal(self, x):
+        """x as a hexadecimal floating-point literal, which no compiler can round."""
+        assert self.round(x) == x and mpf(float(x)) == x
+        mantissa, exponent = float(x).hex().split("p")
+        return f"{mantissa.rstrip('0').rstrip('.')}p{exponent}{self.suffix}"
+
+
+FORMATS = [
+    Format("float", "f", precision=24, exponent_bias=127, exp_count=5, log1p_count=8),
+    Format("double", "", precision=53, exponent_bias=1023, exp_count=10, log1p_count=19),
+]
+
+
+def horner(coefficients, x):
+    total = mpf(0)
+    for c in reversed(coefficients):
+        total = total * x + c
+    return total
+
+
+# ---- Best approximation --------------------------------------------------------------------------------------------
+
+
+def remez(points, target, weight, count, reference=None):
+    """The c[0..count) that minimise max |target - weight (c[0] + c[1] x + ...)| over the points.
+
+    By Chebyshev's theorem the error of the best ones takes its greatest size at count + 1 reference points with
+    alternating sign (relative to the weight's sign). Each round solves for the c that level the error on the current
+    reference and moves the reference to the extremes of the error that this leaves.
+    Returns the coefficients and the reference.
+    """
+    if reference is None:
+        reference = [int((len(points) - 1) * (1 - cos(pi * (2 * k + 1) / (2 * count + 2))) / 2) for k in range(count + 1)]
+    while True:
+        system, right = matrix(count + 1, count + 1), matrix(count + 1, 1)
+        for row, j in enumerate(reference):
+            sign = (-1) ** row * (1 if weight[j] > 0 else -1)
+            power = weight[j]
+            for k in range(count):
+                system[row, k] = power
+                power *= points[j]
+            system[row, count] = sign
+            right[row] = target[j]
+        solution = list(lu_solve(system, right))
+        coefficients, level = solution[:count], abs(solution[count])
+        error = [f - w * horner(coefficients, x) for x, f, w in zip(points, target, weight)]
+
+        extremes = []  # the greatest error of each stretch of equal sign
+        for j, value in enumerate(error):
+            sign = (value > 0) == (weight[j] > 0)
+            if not extremes or extremes[-1][0] != sign:
+                extremes.append((sign, j))
+            elif abs(value) > abs(error[extremes[-1][1]]):
+                extremes[-1] = (sign, j)
+        candidates = [j for _, j in extremes]
+        while len(candidates) > count + 1:  # drop the smaller end: what remains still alternates
+            candidates.pop(0 if abs(error[candidates[0]]) < abs(error[candidates[-1]]) else -1)
+        if len(candidates) <= count or max(map(abs, error)) <= level * (1 + mpf(10) ** -4):
+            return coefficients, reference
+        reference = candidates
+
+
+def rounded_fit(number_format, points, target, weight, count):
+    """Coefficients in the format: each in turn rounded, the later ones fitted again to what is left."""
+    rounded, reference = [], None
+    for k in range(count):
+        coefficients, reference = remez(points, target, weight, count - k, reference)
+        c = number_format.round(coefficients[0])
+        rounded.append(c)
+        target = [f - w * c for f, w in zip(target, weight)]
+        weight = [w * x for w, x in zip(weight, points)]
+        reference = reference[1:]
+    return rounded
+
+
+def chebyshev_points(low, high, count):
+    """Extremes of a Chebyshev polynomial, denser towards the ends, where the error of a best approximation is busier."""
+    return [(low + high) / 2 - (high - low) / 2 * cos(pi * i / (count - 1)) for i in range(count)]
+
+
+# ---- Proof ---------------------------------------------------------------------------------------------------------
+
+
+def taylor_shift(coefficients, c):
+    """The coefficients in u of a polynomial in x = c + u."""
+    shifted = list(coefficients)
+    for start in range(len(shifted) - 1):
+        for k in range(len(shifted) - 2, start - 1, -1):
+            shifted[k] += c * shifted[k + 1]
+    return shifted
+
+
+def bound(coefficients, h):
+    """An upper bound of |a[0] + a[1] u + a[2] u^2 + ...| over |u| <= h."""
+    constant, slope = abs(coefficients[0]), abs(coefficients[1])
+    return constant + slope * h + sum(abs(a) * h**k for k, a in enumerate(coefficients) if k >= 2)
+
+
+def proven_error(approximation, taylor, low, high):
+    """An upper bound of |approximation / exact - 1| over [low, high].
+
+    The interval is cut into pieces. On each the difference from the function's Taylor polynomial about the centre is
+    itself a polynomial, which `bound` bounds; the rest of the Taylor series is added, and the function's least value
+    on the piece makes it relative. mpmath's own rounding, 2^-200, is far below the bounds.
+    taylor(c, h) -> Taylor coefficients about c, a bound of the rest and of 1 / the function for |u| <= h.
+    """
+    worst, ends = mpf(0), chebyshev_points(low, high, PIECES + 1)
+    for left, right in zip(ends, ends[1:]):
+        touches_zero = left == 0  # log1p(0) = 0: there both sides are divided by x, by taking the series about 0
+        c, h = (mpf(0), right) if touches_zero else ((left + right) / 2, (right - left) / 2)
+        series, rest, inverse = taylor(c, h)
+        shifted = taylor_shift(approximation, c)
+        shifted += [mpf(0)] * (len(series) - len(shifted))
+        difference = [p - f for p, f in zip(shifted, series)]
+        if touches_zero:
+            assert difference[0] == 0
+            difference, rest, inverse = difference[1:], rest / h, inverse * h
+        worst = max(worst, (bound(difference, h) + rest) * inverse)
+    return worst
+
+
+def exp_taylor(c, h, terms=30):
+    """exp(c + u) = sum exp(c) u^k / k!; the rest is less than twice its first term, for h <= 1."""
+    series = [exp(c)]
+    for k in range(1, terms + 1):
+        series.append(series[-1] / k)
+    return series[:-1], 2 * series[-1] * h**terms, exp(h - c)
+
+
+def log1p_taylor(c, h, terms=48):
+    """log1p(c + u) = log1p(c) - sum (-u / (1 + c))^k / k; the rest is less than twice its first term, for h <= 1/2.
+
+    1 / log1p is greatest at c - h, but on the piece about c = 0, where it is x / log1p(x) that counts, at h.
+    """
+    series = [log1p(c)] + [-((-1 / (1 + c)) ** k) / k for k in range(1, terms)]
+    return series, 2 * (h / (1 + c)) ** terms, 1 / log1p(h if c == 0 else c - h)
+
+
+# ---- The header ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Series:
+    name: str
+    coefficients: list
+    error: object  # proven
+    text: str  # what the header says about it
+
+
+def exp_series(f, lowest):
+    """q in exp(t) = 1 + t + t^2 q(t). log2(e) is rounded, so n may be wrong by that at a tie, and t itself is rounded."""
+    n_error = abs(lowest * (f.round(1 / log(2)) - 1 / log(2)))
+    reach = log(2) * (mpf(1) / 2 + n_error) + ldexp(1, -f.precision)
+    points = [t for t in chebyshev_points(-reach, reach, GRID) if t != 0]
+    target, weight = [1 - (1 + t) * exp(-t) for t in points], [t**2 * exp(-t) for t in points]
+    q = rounded_fit(f, points, target, weight, f.exp_count)
+    error = proven_error([mpf(1), mpf(1), *q], exp_taylor, -reach, reach)
+    return Series("Exp", q, error, f"exp(t) = 1 + t + t^2 q(t) for |t| <= {float(reach):.7f}")
+
+
+def log1p_series(f):
+    """q in log1p(e) = e + e^2 q(e)."""
+    points = chebyshev_points(mpf(0), mpf(1), GRID)[1:]
+    target, weight = [1 - e / log1p(e) for e in points], [e**2 / log1p(e) for e in points]
+    q = rounded_fit(f, points, target, weight, f.log1p_count)
+    error = proven_error([mpf(0), mpf(1), *q], log1p_taylor, mpf(0), mpf(1))
+    return Series("Log1p", q, error, "log1p(e) = e + e^2 q(e) for 0 <= e <= 1")
+
+
+def derive(f):
+    """The lines of Coefficients<T> and its series."""
+    mantissa_bits = f.precision - 1
+    least = f.exponent_bias - 1 + mantissa_bits  # 2^-least is the smallest subnormal number
+    lowest = -ldexp(nint(ldexp(log(2) * (least + 1), -3) + 0.5), 3)  # a multiple of 8 well below -(least + 1) ln 2
+    return least, lowest, mantissa_bits

@@ -1,0 +1,15 @@
+// The loss and its derivatives composed of torch's own differentiable operations: what the ops are to autograd, at any
+// order, and on devices that have no kernel here.
+#pragma once
+#include "iteration.h"
+
+namespace fused_logistic {
+
+// Which operand a derivative is taken with respect to (the int `wrt` of the schemas).
+enum class Wrt : int64_t { kLogits, kTarget, kWeight, kPosWeight };
+
+Tensor composite_loss(const Arguments& arguments, std::optional<at::ScalarType> dtype);
+// d (reduced loss) / d wrt, elementwise, times grad_output.
+Tensor composite_backward(const Tensor& grad_output, const Arguments& arguments, Wrt wrt);
+
+}  // namespace fused_logistic

@@ -1,0 +1,19 @@
+// The kernels for CPUs with AVX2 and FMA. The target pragma comes first: all that is included below is built for them.
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#define FL_AVX2
+#include "chunk_kernel.h"
+
+namespace fused_logistic {
+void avx2_kernel(const Problem& problem, int64_t first, int64_t last, Output output, double* partials) {
+  run(problem, first, last, output, partials);
+}
+}  // namespace fused_logistic
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

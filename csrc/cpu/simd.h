@@ -1,0 +1,172 @@
+// SIMD values for logistic.h: the compiler's vector extensions at the native width of the instruction set for which this
+// file is compiled (FL_AVX512, FL_AVX2, or neither: SSE2, NEON, whatever 16 bytes lower to). Operators come with the
+// type; what is spelled out is fma, which has no operator, and the conversions between storage types.
+// Everything is static or in an anonymous namespace: code built for one instruction set must not be linked into another.
+#pragma once
+#if defined(FL_AVX512) || defined(FL_AVX2)
+#include <immintrin.h>
+#endif
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "../logistic.h"
+#include "../problem.h"
+
+namespace fused_logistic {
+namespace {
+
+#if defined(FL_AVX512)
+constexpr int kBytes = 64;
+#elif defined(FL_AVX2)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+typedef float FloatVector __attribute__((vector_size(kBytes)));
+typedef double DoubleVector __attribute__((vector_size(kBytes)));
+typedef uint32_t UInt32Vector __attribute__((vector_size(kBytes)));
+typedef uint64_t UInt64Vector __attribute__((vector_size(kBytes)));
+typedef uint16_t UInt16Vector __attribute__((vector_size(kBytes / 2)));
+
+// The operators' only missing partner.
+#if defined(FL_AVX512)
+FL_FN FloatVector fma_vector(FloatVector x, FloatVector y, FloatVector z) { return _mm512_fmadd_ps(x, y, z); }
+FL_FN DoubleVector fma_vector(DoubleVector x, DoubleVector y, DoubleVector z) { return _mm512_fmadd_pd(x, y, z); }
+#elif defined(FL_AVX2)
+FL_FN FloatVector fma_vector(FloatVector x, FloatVector y, FloatVector z) { return _mm256_fmadd_ps(x, y, z); }
+FL_FN DoubleVector fma_vector(DoubleVector x, DoubleVector y, DoubleVector z) { return _mm256_fmadd_pd(x, y, z); }
+#elif defined(__aarch64__)
+FL_FN FloatVector fma_vector(FloatVector x, FloatVector y, FloatVector z) { return vfmaq_f32(z, x, y); }
+FL_FN DoubleVector fma_vector(DoubleVector x, DoubleVector y, DoubleVector z) { return vfmaq_f64(z, x, y); }
+#else  // libm's fma is exactly rounded with or without the instruction; on CPUs that lack it, this is the slow path
+FL_FN FloatVector fma_vector(FloatVector x, FloatVector y, FloatVector z) {
+  for (int i = 0; i < kBytes / 4; ++i) x[i] = __builtin_fmaf(x[i], y[i], z[i]);
+  return x;
+}
+FL_FN DoubleVector fma_vector(DoubleVector x, DoubleVector y, DoubleVector z) {
+  for (int i = 0; i < kBytes / 8; ++i) x[i] = __builtin_fma(x[i], y[i], z[i]);
+  return x;
+}
+#endif
+
+}  // namespace
+
+template <class V, class S, class B>
+struct VectorValue {
+  using Scalar = S;
+  using Bits = B;
+  FL_FN V fma(V x, V y, V z) { return fma_vector(x, y, z); }
+  template <class Mask>
+  FL_FN V select(Mask condition, V x, V y) {
+    return condition ? x : y;
+  }
+  FL_FN V reciprocal(V d) { return S(1) / d; }
+};
+template <>
+struct Value<FloatVector> : VectorValue<FloatVector, float, UInt32Vector> {};
+template <>
+struct Value<DoubleVector> : VectorValue<DoubleVector, double, UInt64Vector> {};
+
+namespace {
+
+// The vector in which arithmetic on C (float or double) is done.
+template <class C>
+struct Simd;
+template <>
+struct Simd<float> {
+  using Vector = FloatVector;
+};
+template <>
+struct Simd<double> {
+  using Vector = DoubleVector;
+};
+
+// ---- Loads and stores, with conversion to and from the type of the arithmetic --------------------------------------
+
+template <class V, class T>
+FL_FN V load_unaligned(const T* data) {
+  V v;
+  memcpy(&v, data, sizeof(v));
+  return v;
+}
+
+// fp16 bits in 32-bit lanes <-> fp32: integer operations and one exact (or, to fp16, one rounding) floating operation.
+FL_FN FloatVector half_to_float(UInt32Vector half) {
+  const UInt32Vector magnitude = half & 0x7fffu;
+  const FloatVector scaled = bit_cast<FloatVector>(magnitude << 13) * 0x1p112f;
+  const UInt32Vector special = bit_cast<UInt32Vector>(magnitude >= 0x7c00u) & 0x7f800000u;  // inf and NaN
+  return bit_cast<FloatVector>(bit_cast<UInt32Vector>(scaled) | special | ((half & 0x8000u) << 16));
+}
+FL_FN UInt32Vector float_to_half(FloatVector x) {
+  const UInt32Vector bits = bit_cast<UInt32Vector>(x), magnitude = bits & 0x7fffffffu;
+  const UInt32Vector normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Below the smallest normal fp16, adding 1/2 rounds at the place of fp16's last subnormal bit.
+  const UInt32Vector subnormal = bit_cast<UInt32Vector>(bit_cast<FloatVector>(magnitude) + 0.5f) - 0x3f000000u;
+  const UInt32Vector infinity = magnitude - magnitude + 0x7c00u, nan = magnitude - magnitude + 0x7e00u;
+  UInt32Vector half = magnitude < 0x38800000u ? subnormal : normal;
+  half = magnitude >= 0x47800000u ? infinity : half;
+  half = magnitude > 0x7f800000u ? nan : half;
+  return half | ((bits >> 16) & 0x8000u);
+}
+
+FL_FN FloatVector load(const float* data) { return load_unaligned<FloatVector>(data); }
+FL_FN DoubleVector load(const double* data) { return load_unaligned<DoubleVector>(data); }
+FL_FN FloatVector load(const BFloat16* data) {
+  return bit_cast<FloatVector>(__builtin_convertvector(load_unaligned<UInt16Vector>(data), UInt32Vector) << 16);
+}
+FL_FN FloatVector load(const Half* data) {
+#if defined(FL_AVX512)
+  return _mm512_cvtph_ps(load_unaligned<__m256i>(data));
+#elif defined(FL_AVX2)
+  return _mm256_cvtph_ps(load_unaligned<__m128i>(data));
+#else
+  return half_to_float(__builtin_convertvector(load_unaligned<UInt16Vector>(data), UInt32Vector));
+#endif
+}
+
+FL_FN void store(float* data, FloatVector x) { memcpy(data, &x, sizeof(x)); }
+FL_FN void store(double* data, DoubleVector x) { memcpy(data, &x, sizeof(x)); }
+FL_FN void store(BFloat16* data, FloatVector x) {
+  const UInt32Vector bits = bit_cast<UInt32Vector>(x);
+  const UInt32Vector rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const UInt32Vector nan = bits - bits + 0x7fc0u;
+  const UInt16Vector result = __builtin_convertvector(x == x ? rounded : nan, UInt16Vector);
+  memcpy(data, &result, sizeof(result));
+}
+FL_FN void store(Half* data, FloatVector x) {
+#if defined(FL_AVX512)
+  const __m256i result = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(FL_AVX2)
+  const __m128i result = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const UInt16Vector result = __builtin_convertvector(float_to_half(x), UInt16Vector);
+#endif
+  memcpy(data, &result, sizeof(result));
+}
+
+// lanes[i] += x[i], in fp64.
+FL_FN void add_to_lanes(double* lanes, DoubleVector x) { store(lanes, load(lanes) + x); }
+FL_FN void add_to_lanes(double* lanes, FloatVector x) {
+#if defined(FL_AVX512)
+  add_to_lanes(lanes, DoubleVector(_mm512_cvtps_pd(_mm512_castps512_ps256(x))));
+  add_to_lanes(lanes + 8, DoubleVector(_mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1))));
+#elif defined(FL_AVX2)
+  add_to_lanes(lanes, DoubleVector(_mm256_cvtps_pd(_mm256_castps256_ps128(x))));
+  add_to_lanes(lanes + 4, DoubleVector(_mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))));
+#else
+  add_to_lanes(lanes, DoubleVector{x[0], x[1]});
+  add_to_lanes(lanes + 2, DoubleVector{x[2], x[3]});
+#endif
+}
+
+}  // namespace
+}  // namespace fused_logistic

@@ -1,0 +1,161 @@
+#include "iteration.h"
+
+#include <ATen/DimVector.h>
+#include <ATen/ExpandUtils.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/util/accumulate.h>
+
+#include <algorithm>
+#include <numeric>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace fused_logistic {
+namespace {
+
+constexpr const char* kOp = "binary_cross_entropy_with_logits";
+
+DType dtype_of(at::ScalarType type) {
+  switch (type) {
+    case at::kDouble:
+      return DType::kFloat64;
+    case at::kFloat:
+      return DType::kFloat32;
+    case at::kHalf:
+      return DType::kFloat16;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    case at::kBool:
+    case at::kByte:
+      return DType::kUInt8;
+    case at::kChar:
+      return DType::kInt8;
+    case at::kShort:
+      return DType::kInt16;
+    case at::kInt:
+      return DType::kInt32;
+    case at::kLong:
+      return DType::kInt64;
+    default:
+      TORCH_CHECK_NOT_IMPLEMENTED(false, kOp, ": expected a floating point, integer or bool tensor, got ", type);
+  }
+}
+
+bool is_floating(at::ScalarType type) {
+  return type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
+}
+
+void check_operand(const char* name, const OptionalTensor& tensor, const Tensor& logits) {
+  if (!tensor.has_value()) return;
+  TORCH_CHECK(tensor->device() == logits.device(), kOp, ": expected ", name, " on ", logits.device(), ", got ",
+              tensor->device());
+  TORCH_CHECK(at::is_expandable_to(tensor->sym_sizes(), logits.sym_sizes()), kOp, ": expected ", name,
+              " of a shape that broadcasts to ", logits.sym_sizes(), ", got ", tensor->sym_sizes());
+}
+
+// Large results come from fresh memory, where page faults cost more than the whole computation: ask for huge pages.
+void advise_huge_pages(const Tensor& tensor) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t huge = 2 << 20;
+  if (!tensor.is_cpu() || tensor.nbytes() < 2 * huge) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr()) & ~(uintptr_t(sysconf(_SC_PAGESIZE)) - 1);
+  const uintptr_t end = reinterpret_cast<uintptr_t>(tensor.data_ptr()) + tensor.nbytes();
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: failing is harmless
+#endif
+}
+
+}  // namespace
+
+void check(const Arguments& a) {
+  TORCH_CHECK_NOT_IMPLEMENTED(is_floating(a.logits.scalar_type()), kOp,
+                              ": expected logits of dtype float64, float32, float16 or bfloat16, got ",
+                              a.logits.scalar_type());
+  TORCH_CHECK_VALUE(a.target.sym_sizes() == a.logits.sym_sizes(), kOp, ": expected target of shape ",
+                    a.logits.sym_sizes(), ", got ", a.target.sym_sizes());
+  TORCH_CHECK(a.target.device() == a.logits.device(), kOp, ": expected target on ", a.logits.device(), ", got ",
+              a.target.device());
+  TORCH_CHECK_VALUE(a.reduction >= at::Reduction::None && a.reduction <= at::Reduction::Sum, kOp,
+                    ": expected reduction 0 (none), 1 (mean) or 2 (sum), got ", a.reduction);
+  TORCH_CHECK_VALUE(a.label_smoothing >= 0 && a.label_smoothing <= 1, kOp,
+                    ": expected label_smoothing between 0 and 1, got ", a.label_smoothing);
+  check_operand("weight", a.weight, a.logits);
+  check_operand("pos_weight", a.pos_weight, a.logits);
+  check_operand("mask", a.mask, a.logits);
+  TORCH_CHECK_TYPE(!a.mask.has_value() || a.mask->scalar_type() == at::kBool, kOp, ": expected mask of dtype bool, got ",
+                   a.mask->scalar_type());
+}
+
+at::ScalarType loss_dtype(const Arguments& a, std::optional<at::ScalarType> dtype) {
+  if (dtype.has_value()) return *dtype;
+  return is_floating(a.target.scalar_type()) ? a.target.scalar_type() : a.logits.scalar_type();
+}
+
+Iteration::Iteration(const Arguments& a) {
+  check(a);
+  logits_ = a.logits.is_non_overlapping_and_dense() ? a.logits : a.logits.clone();
+  contiguous_ = logits_.is_contiguous();
+  if (!contiguous_) {
+    order_.resize(logits_.dim());
+    std::iota(order_.begin(), order_.end(), 0);
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](int64_t i, int64_t j) { return logits_.stride(i) > logits_.stride(j); });
+  }
+  problem.numel = logits_.numel();
+  problem.logits = {logits_.const_data_ptr(), dtype_of(logits_.scalar_type()), 1, problem.numel};
+  problem.target = operand(a.target);
+  if (a.weight.has_value()) problem.weight = operand(*a.weight);
+  if (a.pos_weight.has_value()) problem.pos_weight = operand(*a.pos_weight);
+  if (a.mask.has_value()) problem.mask = operand(*a.mask);
+  problem.compute_double = logits_.scalar_type() == at::kDouble || a.target.scalar_type() == at::kDouble;
+  problem.label_smoothing = a.label_smoothing;
+  problem.has_ignore_index = a.ignore_index.has_value();
+  problem.ignore_index = double(a.ignore_index.value_or(0));
+}
+
+Tensor Iteration::allocate_out(at::ScalarType dtype) {
+  Tensor out = at::empty_like(logits_, logits_.options().dtype(dtype));
+  advise_huge_pages(out);
+  problem.out = out.mutable_data_ptr();
+  problem.out_dtype = dtype_of(dtype);
+  return out;
+}
+
+Tensor Iteration::in_order(const Tensor& tensor) const {
+  const Tensor expanded = tensor.expand(logits_.sizes());
+  return contiguous_ ? expanded : expanded.permute(order_);
+}
+
+Operand Iteration::operand(const Tensor& tensor) {
+  const DType dtype = dtype_of(tensor.scalar_type());
+  if (tensor.numel() == 1) return {tensor.const_data_ptr(), dtype, 1, 1};
+  if (contiguous_ && tensor.is_contiguous() && tensor.sizes() == logits_.sizes()) {
+    return {tensor.const_data_ptr(), dtype, 1, problem.numel};
+  }
+  // From the fastest dimension on: some over which the tensor is constant, then some along which it is dense, then
+  // some over which it repeats.
+  const Tensor expanded = in_order(tensor);
+  int64_t inner = 1, size = 1, d = expanded.dim() - 1;
+  for (; d >= 0 && (expanded.stride(d) == 0 || expanded.size(d) == 1); --d) inner *= expanded.size(d);
+  for (; d >= 0 && (expanded.stride(d) == size || expanded.size(d) == 1); --d) size *= expanded.size(d);
+  for (; d >= 0 && (expanded.stride(d) == 0 || expanded.size(d) == 1); --d) {
+  }
+  if (d < 0) return {tensor.const_data_ptr(), dtype, inner, size};
+  // Strided memory: copy the tensor as small as it is, then look again. What varies along two groups of dimensions
+  // with a broadcast one between them is copied in full.
+  Tensor small = tensor;
+  for (int64_t i = 0; i < small.dim(); ++i) {
+    if (small.stride(i) == 0) small = small.narrow(i, 0, 1);
+  }
+  if (!small.is_contiguous()) {
+    owned_.push_back(small.contiguous());
+    return operand(owned_.back());
+  }
+  const Tensor full = in_order(tensor).contiguous();
+  owned_.push_back(full);
+  return {full.const_data_ptr(), dtype, 1, problem.numel};
+}
+
+}  // namespace fused_logistic

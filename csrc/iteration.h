@@ -1,0 +1,57 @@
+// From tensors to a Problem: what the CPU and the CUDA entry points share. Checks, result types, and how every operand
+// lies relative to the logits.
+#pragma once
+#include <ATen/core/Reduction.h>
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "problem.h"
+
+namespace fused_logistic {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// The arguments that all ops share.
+struct Arguments {
+  const Tensor& logits;
+  const Tensor& target;
+  const OptionalTensor& weight;
+  const OptionalTensor& pos_weight;
+  const OptionalTensor& mask;
+  int64_t reduction;
+  double label_smoothing;
+  std::optional<int64_t> ignore_index;
+
+  bool selects() const { return mask.has_value() || ignore_index.has_value(); }
+};
+
+// Throws unless the arguments fit together; the message names the op, what was expected and what came.
+void check(const Arguments& arguments);
+
+// The dtype of the loss, as torch's: the target's if it is a floating type, else the logits'.
+at::ScalarType loss_dtype(const Arguments& arguments, std::optional<at::ScalarType> dtype);
+
+// Owns what a Problem points to.
+class Iteration {
+ public:
+  explicit Iteration(const Arguments& arguments);
+
+  void set_grad_output(const Tensor& grad_output) { problem.grad_output = operand(grad_output); }
+  // A new tensor shaped and laid out as the logits; the problem's elementwise output.
+  Tensor allocate_out(at::ScalarType dtype);
+
+  Problem problem;
+
+ private:
+  Operand operand(const Tensor& tensor);
+  Tensor in_order(const Tensor& tensor) const;
+
+  Tensor logits_;               // dense: its elements fill its memory without gaps or overlaps
+  bool contiguous_;             // in row-major order; otherwise order_ is
+  at::DimVector order_;         // the logits' dimensions from the slowest to the fastest in memory
+  std::vector<Tensor> owned_;   // copies of operands that are neither dense nor broadcast along one group of dimensions
+};
+
+}  // namespace fused_logistic

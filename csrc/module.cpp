@@ -1,0 +1,51 @@
+// The Python module _C: importing it loads the ops; its functions are for introspection and tests.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "logistic.h"
+
+namespace py = pybind11;
+using namespace fused_logistic;
+
+namespace {
+
+std::vector<std::string> isa_names(bool supported) {
+  std::vector<std::string> names;
+  for (const Isa& isa : isas) {
+    if (isa.kernel != nullptr && (!supported || isa.supported())) names.push_back(isa.name);
+  }
+  return names;
+}
+
+// Applies a scalar function of logistic.h to an array, in place: addresses come as integers from numpy.
+template <class T, class Function>
+void apply(uintptr_t address, int64_t count, Function function) {
+  T* const values = reinterpret_cast<T*>(address);
+  for (int64_t i = 0; i < count; ++i) values[i] = function(values[i]);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Introspection and test hooks of fused_logistic; the ops are in torch.ops.fused_logistic.";
+  m.def("isa", [] { return std::string(isa().name); }, "The instruction set in use.");
+  m.def("isas_built", [] { return isa_names(false); }, "The instruction sets in this binary, fastest first.");
+  m.def("isas_supported", [] { return isa_names(true); }, "Those of them that this CPU supports.");
+  m.def("set_isa", [](const std::string& name) { set_isa(name.c_str()); }, py::arg("name"),
+        "Use another instruction set from now on (tests and benchmarks only).");
+  m.attr("CHUNK") = kChunk;
+  m.attr("LANES") = kLanes;
+  m.attr("TORCH_VERSION") = FL_TORCH_VERSION;
+  m.attr("COMPILER") = __VERSION__;
+  m.def("exp_nonpositive_", [](uintptr_t x, int64_t n, bool is_double) {
+    is_double ? apply<double>(x, n, exp_nonpositive<double>) : apply<float>(x, n, exp_nonpositive<float>);
+  }, py::arg("address"), py::arg("count"), py::arg("is_double"), "exp of an array of non-positive values, in place.");
+  m.def("log1p_unit_", [](uintptr_t x, int64_t n, bool is_double) {
+    is_double ? apply<double>(x, n, log1p_unit<double>) : apply<float>(x, n, log1p_unit<float>);
+  }, py::arg("address"), py::arg("count"), py::arg("is_double"), "log1p of an array of values in [0, 1], in place.");
+  isa();  // an unusable FUSED_LOGISTIC_ISA is an error now, not at the first call
+}

@@ -1,0 +1,216 @@
+// The ops: schemas, the CPU entry points, and what autograd does with the raw ops (see composite.h).
+#include <ATen/Parallel.h>
+#include <ATen/ExpandUtils.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/ones.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/library.h>
+
+#include "composite.h"
+#include "cpu/kernels.h"
+
+namespace fused_logistic {
+namespace {
+
+using DTypeArgument = std::optional<at::ScalarType>;
+
+// Every op takes (logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index).
+#define FL_PARAMETERS                                                                                      \
+  const Tensor &logits, const Tensor &target, const OptionalTensor &weight, const OptionalTensor &pos_weight, \
+      const OptionalTensor &mask, int64_t reduction, double label_smoothing, std::optional<int64_t> ignore_index
+#define FL_ARGUMENTS logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index
+
+// ---- CPU ---------------------------------------------------------------------------------------------------------
+
+// Runs the kernel over all chunks; returns the sum for outputs that have one.
+double run(const Problem& problem, Output output) {
+  const int64_t count = chunks(problem.numel);
+  double few[64];
+  std::vector<double> many(count > 64 ? count : 0);
+  double* partials = count > 64 ? many.data() : few;
+  ChunkKernel* const kernel = isa().kernel;
+  at::parallel_for(0, count, /*grain_size=*/2, [&](int64_t first, int64_t last) {
+    kernel(problem, first, last, output, partials);
+  });
+  const bool sums = output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kCount;
+  return sums ? ordered_sum(partials, count) : 0;
+}
+
+// The number of elements over which the mean is taken.
+double divisor(const Problem& problem, const Arguments& arguments) {
+  if (arguments.reduction != at::Reduction::Mean) return 1;
+  return arguments.selects() ? run(problem, Output::kCount) : double(problem.numel);
+}
+
+Tensor scalar(double value, const Tensor& like, at::ScalarType dtype) {
+  const Tensor result = at::empty({}, like.options().dtype(dtype));
+  switch (dtype) {
+    case at::kDouble:
+      *result.mutable_data_ptr<double>() = value;
+      break;
+    case at::kFloat:
+      *result.mutable_data_ptr<float>() = float(value);
+      break;
+    case at::kHalf:
+      *result.mutable_data_ptr<at::Half>() = at::Half(float(value));
+      break;
+    default:
+      *result.mutable_data_ptr<at::BFloat16>() = at::BFloat16(float(value));
+  }
+  return result;
+}
+
+Tensor bce_cpu(FL_PARAMETERS, DTypeArgument dtype) {
+  const Arguments arguments{FL_ARGUMENTS};
+  Iteration iteration(arguments);
+  const at::ScalarType type = loss_dtype(arguments, dtype);
+  if (reduction == at::Reduction::None) {
+    Tensor loss = iteration.allocate_out(type);
+    run(iteration.problem, Output::kLoss);
+    return loss;
+  }
+  const double sum = run(iteration.problem, Output::kLossSum);
+  return scalar(sum / divisor(iteration.problem, arguments), logits, type);
+}
+
+std::tuple<Tensor, Tensor> bce_with_grad_cpu(FL_PARAMETERS, DTypeArgument dtype) {
+  const Arguments arguments{FL_ARGUMENTS};
+  Iteration iteration(arguments);
+  TORCH_CHECK_VALUE(reduction != at::Reduction::None, "bce_with_grad: expected reduction 1 (mean) or 2 (sum), got 0");
+  const double count = divisor(iteration.problem, arguments);
+  iteration.problem.scale = 1 / count;
+  Tensor grad = iteration.allocate_out(logits.scalar_type());
+  const double sum = run(iteration.problem, Output::kLossSumAndGrad);
+  return {scalar(sum / count, logits, loss_dtype(arguments, dtype)), grad};
+}
+
+Tensor bce_backward_cpu(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt) {
+  const Arguments arguments{FL_ARGUMENTS};
+  Iteration iteration(arguments);
+  TORCH_CHECK(at::is_expandable_to(grad_output.sizes(), logits.sizes()), "bce_backward: expected grad_output of a ",
+              "shape that broadcasts to ", logits.sizes(), ", got ", grad_output.sizes());
+  iteration.set_grad_output(grad_output);
+  iteration.problem.scale = 1 / divisor(iteration.problem, arguments);
+  const auto result = [&](Output output, const Tensor& like) {
+    Tensor grad = iteration.allocate_out(like.scalar_type());
+    run(iteration.problem, output);
+    return grad;
+  };
+  switch (Wrt(wrt)) {
+    case Wrt::kLogits:
+      return result(Output::kGradLogits, logits);
+    case Wrt::kTarget:
+      return result(Output::kGradTarget, target);
+    case Wrt::kWeight:
+      return result(Output::kGradWeight, weight.value());
+    case Wrt::kPosWeight:
+      return result(Output::kGradPosWeight, pos_weight.value());
+  }
+  TORCH_CHECK_VALUE(false, "bce_backward: expected wrt between 0 and 3, got ", wrt);
+}
+
+// Multiplies by a scalar tensor in place, and touches nothing where the scalar is 1.
+void scale_cpu(Tensor& self, const Tensor& factor) {
+  if (factor.item<double>() != 1) self.mul_(factor);
+}
+
+// ---- Autograd: the differentiable composition where somebody differentiates through the raw op, else the kernel -----
+
+template <class... Tensors>
+bool differentiated(const Tensors&... tensors) {
+  const auto one = [](const auto& tensor) {
+    if constexpr (std::is_same_v<std::decay_t<decltype(tensor)>, Tensor>) {
+      return (at::GradMode::is_enabled() && tensor.requires_grad()) || tensor._fw_grad(0).defined();
+    } else {
+      return tensor.has_value() && ((at::GradMode::is_enabled() && tensor->requires_grad()) || tensor->_fw_grad(0).defined());
+    }
+  };
+  return (one(tensors) || ...);
+}
+
+template <class Signature>
+auto op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+Tensor bce_autograd(FL_PARAMETERS, DTypeArgument dtype) {
+  if (differentiated(logits, target, weight, pos_weight)) return composite_loss({FL_ARGUMENTS}, dtype);
+  at::AutoDispatchBelowADInplaceOrView below;
+  static const auto kernel = op<decltype(bce_cpu)>("fused_logistic::bce");
+  return kernel.call(FL_ARGUMENTS, dtype);
+}
+
+std::tuple<Tensor, Tensor> bce_with_grad_composite(FL_PARAMETERS, DTypeArgument dtype) {
+  const Arguments arguments{FL_ARGUMENTS};
+  const Tensor one = at::ones({}, logits.options());
+  return {composite_loss(arguments, dtype), composite_backward(one, arguments, Wrt::kLogits)};
+}
+
+std::tuple<Tensor, Tensor> bce_with_grad_autograd(FL_PARAMETERS, DTypeArgument dtype) {
+  if (differentiated(logits, target, weight, pos_weight)) return bce_with_grad_composite(FL_ARGUMENTS, dtype);
+  at::AutoDispatchBelowADInplaceOrView below;
+  static const auto kernel = op<decltype(bce_with_grad_cpu)>("fused_logistic::bce_with_grad");
+  return kernel.call(FL_ARGUMENTS, dtype);
+}
+
+Tensor bce_backward_autograd(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt) {
+  if (differentiated(grad_output, logits, target, weight, pos_weight)) {
+    return composite_backward(grad_output, {FL_ARGUMENTS}, Wrt(wrt));
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  static const auto kernel = op<decltype(bce_backward_cpu)>("fused_logistic::bce_backward");
+  return kernel.call(grad_output, FL_ARGUMENTS, wrt);
+}
+
+// ---- Devices without a kernel ------------------------------------------------------------------------------------
+
+void warn_composite(const Tensor& logits) {
+  TORCH_WARN_ONCE("fused_logistic: no kernel for device ", logits.device(), " in this build; computing with torch's ",
+                  "operations, correct but slower");
+}
+Tensor bce_fallback(FL_PARAMETERS, DTypeArgument dtype) {
+  warn_composite(logits);
+  return composite_loss({FL_ARGUMENTS}, dtype);
+}
+std::tuple<Tensor, Tensor> bce_with_grad_fallback(FL_PARAMETERS, DTypeArgument dtype) {
+  warn_composite(logits);
+  return bce_with_grad_composite(FL_ARGUMENTS, dtype);
+}
+Tensor bce_backward_fallback(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt) {
+  warn_composite(logits);
+  return composite_backward(grad_output, {FL_ARGUMENTS}, Wrt(wrt));
+}
+void scale_fallback(Tensor& self, const Tensor& factor) { self.mul_(factor); }
+
+}  // namespace
+}  // namespace fused_logistic
+
+// reduction: 0 none, 1 mean, 2 sum (an int: DTensor caches sharding decisions by ints, not by strings).
+#define FL_SCHEMA                                                                                         \
+  "Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? mask, int reduction, float " \
+  "label_smoothing, int? ignore_index, "
+
+TORCH_LIBRARY(fused_logistic, m) {
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+  m.def("bce(" FL_SCHEMA "ScalarType? dtype) -> Tensor", tags);
+  m.def("bce_with_grad(" FL_SCHEMA "ScalarType? dtype) -> (Tensor loss, Tensor grad_logits)", tags);
+  m.def("bce_backward(Tensor grad_output, " FL_SCHEMA "int wrt) -> Tensor", tags);
+  m.def("scale_(Tensor(a!) self, Tensor factor) -> ()", tags);
+}
+TORCH_LIBRARY_IMPL(fused_logistic, CPU, m) {
+  m.impl("bce", &fused_logistic::bce_cpu);
+  m.impl("bce_with_grad", &fused_logistic::bce_with_grad_cpu);
+  m.impl("bce_backward", &fused_logistic::bce_backward_cpu);
+  m.impl("scale_", &fused_logistic::scale_cpu);
+}
+TORCH_LIBRARY_IMPL(fused_logistic, Autograd, m) {
+  m.impl("bce", &fused_logistic::bce_autograd);
+  m.impl("bce_with_grad", &fused_logistic::bce_with_grad_autograd);
+  m.impl("bce_backward", &fused_logistic::bce_backward_autograd);
+}
+TORCH_LIBRARY_IMPL(fused_logistic, CompositeExplicitAutograd, m) {
+  m.impl("bce", &fused_logistic::bce_fallback);
+  m.impl("bce_with_grad", &fused_logistic::bce_with_grad_fallback);
+  m.impl("bce_backward", &fused_logistic::bce_backward_fallback);
+  m.impl("scale_", &fused_logistic::scale_fallback);
+}

@@ -1,0 +1,48 @@
+// One elementwise problem, described by pointers and sizes: what the torch glue hands to the CPU and CUDA kernels.
+#pragma once
+#include <stdint.h>
+
+namespace fused_logistic {
+
+enum class DType : int8_t { kFloat64, kFloat32, kFloat16, kBFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64 };
+
+// A tensor broadcast to the problem's shape: element i of the flattened problem is data[(i / inner) % size].
+// size 1: a scalar; inner 1, size = numel: a full tensor; inner 1, size = columns: one value per column;
+// inner = columns, size = rows: one per row; inner = height width, size = channels: one per channel of an image.
+struct Operand {
+  const void* data = nullptr;  // null: absent
+  DType dtype = DType::kFloat32;
+  int64_t inner = 1, size = 1;
+};
+
+enum class Output : int8_t {
+  kLossSum,         // sum of the loss
+  kLossSumAndGrad,  // sum of the loss, and d loss / d logits times scale, in one pass
+  kLoss,            // every element's loss
+  kCount,           // how many elements are neither masked out nor ignored
+  kGradLogits,      // the elementwise derivatives times grad_output times scale
+  kGradTarget,
+  kGradWeight,
+  kGradPosWeight,
+};
+
+struct Problem {
+  int64_t numel = 0;
+  Operand logits, target, weight, pos_weight, mask, grad_output;
+  bool compute_double = false;  // arithmetic in fp64 (else fp32)
+  void* out = nullptr;          // elementwise result: loss or derivative
+  DType out_dtype = DType::kFloat32;
+  double scale = 1;  // 1 / count for reduction="mean"
+  double label_smoothing = 0;
+  bool has_ignore_index = false;
+  double ignore_index = 0;
+};
+
+// The order of every sum, on every backend, whatever the number of threads or the grid: a chunk of kChunk elements is a
+// matrix of rows of kLanes; columns (lanes) are summed downwards one row after the other, the lanes are then folded in
+// halves (lane i += lane i + 512, then 256, ... 1), and the chunks' sums are themselves summed in the same way.
+constexpr int64_t kLanes = 1024;
+constexpr int64_t kChunk = 8192;
+constexpr int64_t chunks(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
+
+}  // namespace fused_logistic

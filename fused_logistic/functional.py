@@ -1,0 +1,118 @@
+"""The functional interface: drop-in replacements of ``torch.nn.functional``."""
+
+from __future__ import annotations
+
+import torch
+import torch.autograd.forward_ad
+from torch import Tensor
+from torch.nn import _reduction
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from . import ops
+from .autograd import BinaryCrossEntropyWithLogits
+
+# Private names of torch, so with a default: without them the Function is used, which refuses what it cannot do.
+_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode AD is at work: they differentiate through the raw op."""
+    return not torch.compiler.is_compiling() and (
+        _functorch_active() or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
+    )
+
+
+def _check_tensors(**tensors: Tensor | None) -> None:
+    for name, value in tensors.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(
+                f"binary_cross_entropy_with_logits: expected {name} to be a torch.Tensor, got {type(value).__name__}"
+            )
+
+
+def _reduction_enum(size_average: bool | None, reduce: bool | None, reduction: str) -> int:
+    if size_average is not None or reduce is not None:
+        return _reduction.legacy_get_enum(size_average, reduce)  # warns that they are deprecated, as torch does
+    if reduction not in _REDUCTIONS:
+        raise ValueError(
+            f"binary_cross_entropy_with_logits: expected reduction 'none', 'mean' or 'sum', got {reduction!r}"
+        )
+    return _REDUCTIONS[reduction]
+
+
+def _autocast_dtype(logits: Tensor, target: Tensor) -> torch.dtype | None:
+    """Under autocast torch computes this loss in fp32 (fp64 stays); None: no autocast, the target's dtype."""
+    if not torch.is_autocast_enabled(logits.device.type):
+        return None
+    return torch.float64 if target.dtype == torch.float64 else torch.float32
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Binary cross entropy between ``sigmoid(input)`` and ``target``, fused with the sigmoid.
+
+    Equivalent to :func:`torch.nn.functional.binary_cross_entropy_with_logits`, one pass over memory for the loss and
+    its gradient, and exact in both tails. With :math:`a = w p y` and :math:`b = w (1 - y)`:
+
+    .. math:: \ell = a \log(1 + e^{-z}) + b \log(1 + e^{z}), \qquad
+              \partial\ell / \partial z = b\,\sigma(z) - a\,\sigma(-z)
+
+    Args:
+        input: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
+        target: :math:`y` in [0, 1] (not checked, as in torch), of the same shape; any of those dtypes, bool or an
+            integer dtype, read as it is.
+        weight: :math:`w`, of a shape that broadcasts to that of ``input``.
+        size_average: deprecated, see ``reduction``.
+        reduce: deprecated, see ``reduction``.
+        reduction: ``"none"``, ``"mean"`` (over all elements, whatever their weight) or ``"sum"``.
+        pos_weight: :math:`p`, the weight of positive examples, of a shape that broadcasts to that of ``input``.
+
+    Returns:
+        A scalar, or a tensor of the shape of ``input`` for ``reduction="none"``. Its dtype is the target's if that is a
+        floating type, else the input's; under autocast float32. fp16 and bf16 are computed in fp32. Sums are made in
+        fp64 in a fixed order: the same bits for any number of threads. ``input``, ``target``, ``weight`` and
+        ``pos_weight`` are differentiable.
+
+    Raises:
+        TypeError: an argument is not a tensor.
+        ValueError: ``target`` has another shape than ``input``, or ``reduction`` is none of the three.
+        RuntimeError: ``weight`` or ``pos_weight`` does not broadcast, or is on another device.
+        NotImplementedError: a dtype that is not supported.
+
+    Formula: the chain rule of L(sigma(z)); ``csrc/logistic.h`` derives it.
+    """
+    if has_torch_function_variadic(input, target, weight, pos_weight):
+        return handle_torch_function(
+            binary_cross_entropy_with_logits,
+            (input, target, weight, pos_weight),
+            input,
+            target,
+            weight=weight,
+            size_average=size_average,
+            reduce=reduce,
+            reduction=reduction,
+            pos_weight=pos_weight,
+        )
+    _check_tensors(input=input, target=target, weight=weight, pos_weight=pos_weight)
+    args = (
+        input,
+        target,
+        weight,
+        pos_weight,
+        None,
+        _reduction_enum(size_average, reduce, reduction),
+        0.0,
+        None,
+        _autocast_dtype(input, target),
+    )
+    if not torch.is_grad_enabled() or _transformed():
+        return ops.bce(*args)
+    return BinaryCrossEntropyWithLogits.apply(*args)
