@@ -6,11 +6,11 @@
 
 Two series are approximated, each so that the greatest *relative* error of the function's final value is least:
 
-    exp(-t)  = 1 - t + t^2 q(t)    |t| <= ln 2 / 2 and a little more, by which rounding n can overshoot
+    exp(t)   = 1 + t + t^2 q(t)    |t| <= ln 2 / 2 and a little more, by which rounding n can overshoot
     log1p(e) = e + e^2 q(e)        0 <= e <= 1
 
 The leading terms are exact, so a tail (t or e near 0) keeps all its digits. Remez' exchange algorithm finds the best q
-in exact-like arithmetic (mpmath). Its coefficients are then rounded to the target format from the leading one on, each
+in 200-bit arithmetic (mpmath). Its coefficients are then rounded to the target format from the leading one on, each
 time with the remaining ones fitted again, so that they absorb what the rounding lost. For the rounded coefficients
 `proven_error` bounds the error over the whole interval, and the header states that bound.
 """
@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpmath import cos, exp, frexp, ldexp, linspace, log, log1p, lu_solve, matrix, mp, mpf, nint, pi
+from mpmath import cos, exp, floor, frexp, ldexp, log, log1p, lu_solve, matrix, mp, mpf, nint, pi
 
 mp.prec = 200
 HEADER = Path(__file__).with_name("coefficients.h")
@@ -187,20 +187,20 @@ def log1p_taylor(c, h, terms=48):
 @dataclass
 class Series:
     name: str
+    meaning: str
     coefficients: list
-    error: object  # proven
-    text: str  # what the header says about it
+    error: mpf  # proven bound of the relative error
 
 
 def exp_series(f, lowest):
-    """q in exp(t) = 1 + t + t^2 q(t). log2(e) is rounded, so n may be wrong by that at a tie, and t itself is rounded."""
+    """q in exp(t) = 1 + t + t^2 q(t). log2(e) is rounded, so near a tie n may be the farther integer, and t is rounded."""
     n_error = abs(lowest * (f.round(1 / log(2)) - 1 / log(2)))
     reach = log(2) * (mpf(1) / 2 + n_error) + ldexp(1, -f.precision)
     points = [t for t in chebyshev_points(-reach, reach, GRID) if t != 0]
     target, weight = [1 - (1 + t) * exp(-t) for t in points], [t**2 * exp(-t) for t in points]
     q = rounded_fit(f, points, target, weight, f.exp_count)
     error = proven_error([mpf(1), mpf(1), *q], exp_taylor, -reach, reach)
-    return Series("Exp", q, error, f"exp(t) = 1 + t + t^2 q(t) for |t| <= {float(reach):.7f}")
+    return Series("Exp", f"exp(t) = 1 + t + t^2 q(t), |t| <= {float(reach):.8f}", q, error)
 
 
 def log1p_series(f):
@@ -209,12 +209,76 @@ def log1p_series(f):
     target, weight = [1 - e / log1p(e) for e in points], [e**2 / log1p(e) for e in points]
     q = rounded_fit(f, points, target, weight, f.log1p_count)
     error = proven_error([mpf(0), mpf(1), *q], log1p_taylor, mpf(0), mpf(1))
-    return Series("Log1p", q, error, "log1p(e) = e + e^2 q(e) for 0 <= e <= 1")
+    return Series("Log1p", "log1p(e) = e + e^2 q(e), 0 <= e <= 1", q, error)
 
 
-def derive(f):
-    """The lines of Coefficients<T> and its series."""
+def coefficients_struct(f):
+    """Coefficients<scalar> as C++, and its two series."""
     mantissa_bits = f.precision - 1
-    least = f.exponent_bias - 1 + mantissa_bits  # 2^-least is the smallest subnormal number
-    lowest = -ldexp(nint(ldexp(log(2) * (least + 1), -3) + 0.5), 3)  # a multiple of 8 well below -(least + 1) ln 2
-    return least, lowest, mantissa_bits
+    smallest = f.exponent_bias - 1 + mantissa_bits  # 2^-smallest is the least number above 0
+    lowest = floor(-(smallest + 1) * log(2))
+    bias = (f.exponent_bias + 1) // 2
+    # n ln2_high is exact, and so is the difference from x, because ln2_high leaves as many bits free as n has.
+    ln2_high = f.round(ldexp(nint(ldexp(log(2), f.precision - smallest.bit_length())), smallest.bit_length() - f.precision))
+    series = [exp_series(f, lowest), log1p_series(f)]
+    constants = [
+        ("exp_lowest", lowest, "from here on down exp rounds to 0"),
+        ("exp_shifter", 3 * ldexp(1, mantissa_bits - 1) + f.exponent_bias + bias, f"n + this ends in the exponent of 2^(n + {bias})"),
+        ("exp_unbias", ldexp(1, -bias), None),
+        ("log2_e", f.round(1 / log(2)), None),
+        ("ln2_high", ln2_high, "ln 2 = ln2_high + ln2_low; n ln2_high is exact"),
+        ("ln2_low", f.round(log(2) - ln2_high), None),
+    ]
+    lines = ["template <>", f"struct Coefficients<{f.scalar}> {{", f"  static constexpr int mantissa_bits = {mantissa_bits};"]
+    for name, value, comment in constants:
+        line = f"  static constexpr {f.scalar} {name} = {f.literal(value)};"
+        lines.append(line + (f"  // {comment}" if comment else ""))
+    for s in series:
+        lines += ["", f"  // {s.meaning}: relative error below {power_of_two(s.error)}."]
+        lines += [f"  struct {s.name} {{", f"    static constexpr int count = {len(s.coefficients)};"]
+        lines += [f"    FL_FN constexpr {f.scalar} at(int i) {{", f"      constexpr {f.scalar} c[count] = {{"]
+        lines += [f"          {f.literal(c)}," for c in s.coefficients]
+        lines += ["      };", "      return c[i];", "    }", "  };"]
+    return [*lines, "};"], series
+
+
+def power_of_two(error):
+    """A bound as 2^-x, rounded to the safe side."""
+    return f"2^-{float(floor(-100 * log(error, 2)) / 100):.2f}"
+
+
+def header():
+    """The text of coefficients.h and the rows of the table of errors."""
+    lines = [
+        "// Generated by csrc/coefficients.py, which derives and explains every number here: edit and run that.",
+        "#pragma once",
+        "",
+        "namespace fused_logistic {",
+        "",
+        "template <class T>",
+        "struct Coefficients;",
+    ]
+    table = []
+    for f in FORMATS:
+        struct, series = coefficients_struct(f)
+        lines += ["", *struct]
+        for s in series:
+            table.append(f"{f.scalar:8}{s.name:8}{len(s.coefficients):6}   {power_of_two(s.error):10}{float(s.error * 2**f.precision):9.3f}")
+    return "\n".join([*lines, "", "}  // namespace fused_logistic"]) + "\n", table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare with the committed header instead of writing it")
+    check = parser.parse_args().check
+    text, table = header()
+    print("scalar  series   count   proven     in 2^-precision")
+    print(*table, sep="\n")
+    if not check:
+        HEADER.write_text(text)
+    elif HEADER.read_text() != text:
+        sys.exit(f"{HEADER.name} is not what {Path(__file__).name} derives: run it and commit the header")
+
+
+if __name__ == "__main__":
+    main()

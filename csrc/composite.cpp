@@ -46,7 +46,7 @@ Tensor count(const Arguments& a, const Terms& terms) {
 
 }  // namespace
 
-Tensor composite_loss(const Arguments& a, std::optional<at::ScalarType> dtype) {
+Tensor composite_loss(const Arguments& a, DTypeArgument dtype) {
   check(a);
   const Terms terms(a);
   const Tensor positive = terms.positive(), negative = terms.negative();
@@ -86,6 +86,10 @@ Tensor composite_backward(const Tensor& grad_output, const Arguments& a, Wrt wrt
   result = terms.keep(result) * grad_output.to(result.scalar_type());
   if (a.reduction == at::Reduction::Mean) result = result / count(a, terms);
   return result.to(like.scalar_type());
+}
+
+std::tuple<Tensor, Tensor> composite_with_grad(const Arguments& a, DTypeArgument dtype) {
+  return {composite_loss(a, dtype), composite_backward(at::ones({}, a.logits.options()), a, Wrt::kLogits)};
 }
 
 }  // namespace fused_logistic

@@ -8,7 +8,8 @@ namespace fused_logistic {
 // Which operand a derivative is taken with respect to (the int `wrt` of the schemas).
 enum class Wrt : int64_t { kLogits, kTarget, kWeight, kPosWeight };
 
-Tensor composite_loss(const Arguments& arguments, std::optional<at::ScalarType> dtype);
+Tensor composite_loss(const Arguments& arguments, DTypeArgument dtype);
+std::tuple<Tensor, Tensor> composite_with_grad(const Arguments& arguments, DTypeArgument dtype);
 // d (reduced loss) / d wrt, elementwise, times grad_output.
 Tensor composite_backward(const Tensor& grad_output, const Arguments& arguments, Wrt wrt);
 

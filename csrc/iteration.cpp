@@ -88,7 +88,7 @@ void check(const Arguments& a) {
                    a.mask->scalar_type());
 }
 
-at::ScalarType loss_dtype(const Arguments& a, std::optional<at::ScalarType> dtype) {
+at::ScalarType loss_dtype(const Arguments& a, DTypeArgument dtype) {
   if (dtype.has_value()) return *dtype;
   return is_floating(a.target.scalar_type()) ? a.target.scalar_type() : a.logits.scalar_type();
 }

@@ -12,6 +12,7 @@ namespace fused_logistic {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using DTypeArgument = std::optional<at::ScalarType>;
 
 // The arguments that all ops share.
 struct Arguments {
@@ -27,11 +28,17 @@ struct Arguments {
   bool selects() const { return mask.has_value() || ignore_index.has_value(); }
 };
 
+// Every op takes (logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index).
+#define FL_PARAMETERS                                                                                      \
+  const Tensor &logits, const Tensor &target, const OptionalTensor &weight, const OptionalTensor &pos_weight, \
+      const OptionalTensor &mask, int64_t reduction, double label_smoothing, std::optional<int64_t> ignore_index
+#define FL_ARGUMENTS logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index
+
 // Throws unless the arguments fit together; the message names the op, what was expected and what came.
 void check(const Arguments& arguments);
 
 // The dtype of the loss, as torch's: the target's if it is a floating type, else the logits'.
-at::ScalarType loss_dtype(const Arguments& arguments, std::optional<at::ScalarType> dtype);
+at::ScalarType loss_dtype(const Arguments& arguments, DTypeArgument dtype);
 
 // Owns what a Problem points to.
 class Iteration {

@@ -48,6 +48,9 @@ struct Value<float> {
   using Bits = uint32_t;
   FL_FN float fma(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
   FL_FN float select(bool condition, float x, float y) { return condition ? x : y; }
+  FL_FN float splat(float x) { return x; }
+  FL_FN uint32_t to_bits(float x) { return bit_cast<uint32_t>(x); }
+  FL_FN float from_bits(uint32_t x) { return bit_cast<float>(x); }
   // On the GPU the division's slow path is a third of the whole kernel; there the hardware's approximation, at most
   // 1 ulp off by the PTX manual, gets one Newton step instead. The exhaustive sweep checks all 2^23 + 1 values of d.
   FL_FN float reciprocal(float d) {
@@ -66,6 +69,9 @@ struct Value<double> {
   using Bits = uint64_t;
   FL_FN double fma(double x, double y, double z) { return __builtin_fma(x, y, z); }
   FL_FN double select(bool condition, double x, double y) { return condition ? x : y; }
+  FL_FN double splat(double x) { return x; }
+  FL_FN uint64_t to_bits(double x) { return bit_cast<uint64_t>(x); }
+  FL_FN double from_bits(uint64_t x) { return bit_cast<double>(x); }
   FL_FN double reciprocal(double d) { return 1.0 / d; }
 };
 
@@ -83,14 +89,13 @@ FL_FN V reciprocal(V d) {
 }
 template <class V>
 FL_FN V splat(typename Value<V>::Scalar x) {
-  return x - V{};  // exact for every x, -0.0 included; a broadcast for vectors
+  return Value<V>::splat(x);
 }
-
 template <class V>
 FL_FN V absolute(V x) {
-  using Bits = typename Value<V>::Bits;
-  return bit_cast<V>(bit_cast<Bits>(x) & ~bit_cast<Bits>(splat<V>(-0.0)));
+  return Value<V>::from_bits(Value<V>::to_bits(x) & ~Value<V>::to_bits(splat<V>(-0.0)));
 }
+
 // ---- Elementary functions ----------------------------------------------------------------------------------------
 
 // c[0] + c[1] x + ... + c[N-1] x^(N-1) by Horner's rule in fma; Series is one of the coefficient lists in Coefficients.
@@ -111,7 +116,6 @@ FL_FN V polynomial(V x) {
 template <class V>
 FL_FN V exp_nonpositive(V x) {
   using C = Coefficients<typename Value<V>::Scalar>;
-  using Bits = typename Value<V>::Bits;
   const V lowest = splat<V>(C::exp_lowest), shifter = splat<V>(C::exp_shifter);
   x = select(x < lowest, lowest, x);                              // keeps NaN
   const V shifted = fma(x, splat<V>(C::log2_e), shifter);         // rounds to an integer in the low bits
@@ -119,7 +123,8 @@ FL_FN V exp_nonpositive(V x) {
   V t = fma(n, splat<V>(-C::ln2_high), x);
   t = fma(n, splat<V>(-C::ln2_low), t);
   const V p = fma(fma(polynomial<typename C::Exp>(t), t, splat<V>(1)), t, splat<V>(1));
-  return bit_cast<V>(bit_cast<Bits>(p) + (bit_cast<Bits>(shifted) << C::mantissa_bits)) * splat<V>(C::exp_unbias);
+  return Value<V>::from_bits(Value<V>::to_bits(p) + (Value<V>::to_bits(shifted) << C::mantissa_bits)) *
+         splat<V>(C::exp_unbias);
 }
 
 // log1p(e) = e + e^2 q(e) for e in [0, 1].

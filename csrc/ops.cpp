@@ -1,9 +1,7 @@
-// The ops: schemas, the CPU entry points, and what autograd does with the raw ops (see composite.h).
+// The ops: schemas, the CPU entry points, and the composition for devices without a kernel.
 #include <ATen/Parallel.h>
 #include <ATen/ExpandUtils.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/ones.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
 #include "composite.h"
@@ -11,14 +9,6 @@
 
 namespace fused_logistic {
 namespace {
-
-using DTypeArgument = std::optional<at::ScalarType>;
-
-// Every op takes (logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index).
-#define FL_PARAMETERS                                                                                      \
-  const Tensor &logits, const Tensor &target, const OptionalTensor &weight, const OptionalTensor &pos_weight, \
-      const OptionalTensor &mask, int64_t reduction, double label_smoothing, std::optional<int64_t> ignore_index
-#define FL_ARGUMENTS logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index
 
 // ---- CPU ---------------------------------------------------------------------------------------------------------
 
@@ -114,54 +104,6 @@ void scale_cpu(Tensor& self, const Tensor& factor) {
   if (factor.item<double>() != 1) self.mul_(factor);
 }
 
-// ---- Autograd: the differentiable composition where somebody differentiates through the raw op, else the kernel -----
-
-template <class... Tensors>
-bool differentiated(const Tensors&... tensors) {
-  const auto one = [](const auto& tensor) {
-    if constexpr (std::is_same_v<std::decay_t<decltype(tensor)>, Tensor>) {
-      return (at::GradMode::is_enabled() && tensor.requires_grad()) || tensor._fw_grad(0).defined();
-    } else {
-      return tensor.has_value() && ((at::GradMode::is_enabled() && tensor->requires_grad()) || tensor->_fw_grad(0).defined());
-    }
-  };
-  return (one(tensors) || ...);
-}
-
-template <class Signature>
-auto op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
-Tensor bce_autograd(FL_PARAMETERS, DTypeArgument dtype) {
-  if (differentiated(logits, target, weight, pos_weight)) return composite_loss({FL_ARGUMENTS}, dtype);
-  at::AutoDispatchBelowADInplaceOrView below;
-  static const auto kernel = op<decltype(bce_cpu)>("fused_logistic::bce");
-  return kernel.call(FL_ARGUMENTS, dtype);
-}
-
-std::tuple<Tensor, Tensor> bce_with_grad_composite(FL_PARAMETERS, DTypeArgument dtype) {
-  const Arguments arguments{FL_ARGUMENTS};
-  const Tensor one = at::ones({}, logits.options());
-  return {composite_loss(arguments, dtype), composite_backward(one, arguments, Wrt::kLogits)};
-}
-
-std::tuple<Tensor, Tensor> bce_with_grad_autograd(FL_PARAMETERS, DTypeArgument dtype) {
-  if (differentiated(logits, target, weight, pos_weight)) return bce_with_grad_composite(FL_ARGUMENTS, dtype);
-  at::AutoDispatchBelowADInplaceOrView below;
-  static const auto kernel = op<decltype(bce_with_grad_cpu)>("fused_logistic::bce_with_grad");
-  return kernel.call(FL_ARGUMENTS, dtype);
-}
-
-Tensor bce_backward_autograd(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt) {
-  if (differentiated(grad_output, logits, target, weight, pos_weight)) {
-    return composite_backward(grad_output, {FL_ARGUMENTS}, Wrt(wrt));
-  }
-  at::AutoDispatchBelowADInplaceOrView below;
-  static const auto kernel = op<decltype(bce_backward_cpu)>("fused_logistic::bce_backward");
-  return kernel.call(grad_output, FL_ARGUMENTS, wrt);
-}
-
 // ---- Devices without a kernel ------------------------------------------------------------------------------------
 
 void warn_composite(const Tensor& logits) {
@@ -174,7 +116,7 @@ Tensor bce_fallback(FL_PARAMETERS, DTypeArgument dtype) {
 }
 std::tuple<Tensor, Tensor> bce_with_grad_fallback(FL_PARAMETERS, DTypeArgument dtype) {
   warn_composite(logits);
-  return bce_with_grad_composite(FL_ARGUMENTS, dtype);
+  return composite_with_grad({FL_ARGUMENTS}, dtype);
 }
 Tensor bce_backward_fallback(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt) {
   warn_composite(logits);
@@ -202,11 +144,6 @@ TORCH_LIBRARY_IMPL(fused_logistic, CPU, m) {
   m.impl("bce_with_grad", &fused_logistic::bce_with_grad_cpu);
   m.impl("bce_backward", &fused_logistic::bce_backward_cpu);
   m.impl("scale_", &fused_logistic::scale_cpu);
-}
-TORCH_LIBRARY_IMPL(fused_logistic, Autograd, m) {
-  m.impl("bce", &fused_logistic::bce_autograd);
-  m.impl("bce_with_grad", &fused_logistic::bce_with_grad_autograd);
-  m.impl("bce_backward", &fused_logistic::bce_backward_autograd);
 }
 TORCH_LIBRARY_IMPL(fused_logistic, CompositeExplicitAutograd, m) {
   m.impl("bce", &fused_logistic::bce_fallback);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.autograd.forward_ad
 from torch import Tensor
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -11,16 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import ops
 from .autograd import BinaryCrossEntropyWithLogits
 
-# Private names of torch, so with a default: without them the Function is used, which refuses what it cannot do.
-_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
-
-
-def _transformed() -> bool:
-    """Whether torch.func or forward-mode AD is at work: they differentiate through the raw op."""
-    return not torch.compiler.is_compiling() and (
-        _functorch_active() or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
-    )
 
 
 def _check_tensors(**tensors: Tensor | None) -> None:
@@ -113,6 +103,6 @@ def binary_cross_entropy_with_logits(
         None,
         _autocast_dtype(input, target),
     )
-    if not torch.is_grad_enabled() or _transformed():
-        return ops.bce(*args)
-    return BinaryCrossEntropyWithLogits.apply(*args)
+    if torch.compiler.is_compiling():
+        return BinaryCrossEntropyWithLogits.apply(*args)
+    return ops.bce(*args)

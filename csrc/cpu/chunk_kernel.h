@@ -35,19 +35,19 @@ FL_FN V derivative(const Logit<V>& logit, const TermWeights<V>& weights, V y, V 
   return grad_logit(logit, weights);
 }
 
-// One vector of elements, i being the first.
+// One value of elements, i being the first.
 template <Output kOutput, bool kPlain, class C, class Z, class Y>
 FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
-  using V = typename Simd<C>::Vector;
-  V y = load(row.target + i), p = splat<V>(1), w = p;
+  using V = typename Simd<C>::Value;
+  V y = load_as<V>(row.target + i), p = splat<V>(1), w = p;
   TermWeights<V> weights;
   auto kept = w == w;
   if constexpr (kPlain) {
     weights = term_weights(y);
   } else {
-    p = load(row.pos_weight + i);
-    if constexpr (kOutput != Output::kGradWeight) w = load(row.weight + i);
-    kept = (y != splat<V>(row.ignore_index)) & (load(row.mask + i) != splat<V>(0));
+    p = load_as<V>(row.pos_weight + i);
+    if constexpr (kOutput != Output::kGradWeight) w = load_as<V>(row.weight + i);
+    kept = (y != splat<V>(row.ignore_index)) & (load_as<V>(row.mask + i) != splat<V>(0));
     y = smooth(y, row.smoothing);
     weights = term_weights(y, p, w);
   }
@@ -55,7 +55,7 @@ FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
     add_to_lanes(row.lanes + i, select(kept, splat<V>(1), splat<V>(0)));
     return;
   }
-  const Logit<V> parts = logit(V(load(row.logits + i)));
+  const Logit<V> parts = logit(load_as<V>(row.logits + i));
   if constexpr (has_sum(kOutput) || kOutput == Output::kLoss) {
     V value = loss(parts, weights);
     if constexpr (!kPlain) value = select(kept, value, splat<V>(0));
@@ -64,7 +64,7 @@ FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
   }
   if constexpr (has_elements(kOutput) && kOutput != Output::kLoss) {
     V factor = splat<V>(row.scale);
-    if constexpr (kOutput != Output::kLossSumAndGrad) factor *= load(row.grad_output + i);
+    if constexpr (kOutput != Output::kLossSumAndGrad) factor = factor * load_as<V>(row.grad_output + i);
     V value = derivative<kOutput>(parts, weights, y, p, w, splat<V>(1 - row.smoothing)) * factor;
     if constexpr (!kPlain) value = select(kept, value, splat<V>(0));
     store(row.out + i, value);
@@ -73,11 +73,11 @@ FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
 
 template <Output kOutput, bool kPlain, class C, class Z, class Y>
 void run_row(const Row<C, Z, Y>& row, int64_t count) {
-  constexpr int64_t w = kBytes / sizeof(C);
+  constexpr int64_t w = width<typename Simd<C>::Value>;
   int64_t i = 0;
   for (; i + w <= count; i += w) step<kOutput, kPlain>(row, i);
   if (i == count) return;
-  // The rest, padded to a whole vector: the same code, elsewhere. Padding lanes are computed and dropped.
+  // The rest, padded to a whole value: the same code, elsewhere. Padding lanes are computed and dropped.
   const int64_t n = count - i;
   Z logits[w] = {}, out[w];
   Y target[w] = {};

@@ -69,6 +69,9 @@ struct VectorValue {
   FL_FN V select(Mask condition, V x, V y) {
     return condition ? x : y;
   }
+  FL_FN V splat(S x) { return x - V{}; }  // exact for every x, -0.0 included; compiles to a broadcast
+  FL_FN B to_bits(V x) { return bit_cast<B>(x); }
+  FL_FN V from_bits(B x) { return bit_cast<V>(x); }
   FL_FN V reciprocal(V d) { return S(1) / d; }
 };
 template <>
@@ -76,19 +79,57 @@ struct Value<FloatVector> : VectorValue<FloatVector, float, UInt32Vector> {};
 template <>
 struct Value<DoubleVector> : VectorValue<DoubleVector, double, UInt64Vector> {};
 
-namespace {
+// Two values that go through the formula side by side. The formula is one long chain of dependent operations, and the
+// CPU's scheduler is too small to overlap one chain with the next by itself.
+template <class V>
+struct Pair {
+  V first, second;
+};
+#define FL_PAIR_OPERATOR(op)                                                             \
+  template <class V>                                                                     \
+  FL_FN auto operator op(Pair<V> x, Pair<V> y) {                                         \
+    return Pair<decltype(x.first op y.first)>{x.first op y.first, x.second op y.second}; \
+  }
+FL_PAIR_OPERATOR(+)
+FL_PAIR_OPERATOR(-)
+FL_PAIR_OPERATOR(*)
+FL_PAIR_OPERATOR(&)
+FL_PAIR_OPERATOR(<)
+FL_PAIR_OPERATOR(==)
+FL_PAIR_OPERATOR(!=)
+#undef FL_PAIR_OPERATOR
+template <class V>
+FL_FN Pair<V> operator-(Pair<V> x) {
+  return {-x.first, -x.second};
+}
+template <class V>
+FL_FN Pair<V> operator~(Pair<V> x) {
+  return {~x.first, ~x.second};
+}
+template <class V>
+FL_FN Pair<V> operator<<(Pair<V> x, int places) {
+  return {x.first << places, x.second << places};
+}
 
-// The vector in which arithmetic on C (float or double) is done.
-template <class C>
-struct Simd;
-template <>
-struct Simd<float> {
-  using Vector = FloatVector;
+template <class V>
+struct Value<Pair<V>> {
+  using Scalar = typename Value<V>::Scalar;
+  using Bits = Pair<typename Value<V>::Bits>;
+  FL_FN Pair<V> fma(Pair<V> x, Pair<V> y, Pair<V> z) {
+    return {Value<V>::fma(x.first, y.first, z.first), Value<V>::fma(x.second, y.second, z.second)};
+  }
+  template <class Mask>
+  FL_FN Pair<V> select(Pair<Mask> condition, Pair<V> x, Pair<V> y) {
+    return {Value<V>::select(condition.first, x.first, y.first),
+            Value<V>::select(condition.second, x.second, y.second)};
+  }
+  FL_FN Pair<V> splat(Scalar x) { return {Value<V>::splat(x), Value<V>::splat(x)}; }
+  FL_FN Bits to_bits(Pair<V> x) { return {Value<V>::to_bits(x.first), Value<V>::to_bits(x.second)}; }
+  FL_FN Pair<V> from_bits(Bits x) { return {Value<V>::from_bits(x.first), Value<V>::from_bits(x.second)}; }
+  FL_FN Pair<V> reciprocal(Pair<V> d) { return {Value<V>::reciprocal(d.first), Value<V>::reciprocal(d.second)}; }
 };
-template <>
-struct Simd<double> {
-  using Vector = DoubleVector;
-};
+
+namespace {
 
 // ---- Loads and stores, with conversion to and from the type of the arithmetic --------------------------------------
 
@@ -166,6 +207,56 @@ FL_FN void add_to_lanes(double* lanes, FloatVector x) {
   add_to_lanes(lanes, DoubleVector{x[0], x[1]});
   add_to_lanes(lanes + 2, DoubleVector{x[2], x[3]});
 #endif
+}
+
+// ---- What one step of a kernel works on: as many vectors side by side as the registers hold -------------------------
+
+#if defined(FL_AVX512)
+template <class V>
+using Wide = Pair<Pair<V>>;
+#else
+template <class V>
+using Wide = Pair<V>;
+#endif
+
+template <class C>
+struct Simd;  // the value in which arithmetic on C (float or double) is done
+template <>
+struct Simd<float> {
+  using Value = Wide<FloatVector>;
+};
+template <>
+struct Simd<double> {
+  using Value = Wide<DoubleVector>;
+};
+
+template <class V>
+constexpr int64_t width = sizeof(V) / sizeof(typename Value<V>::Scalar);
+
+template <class V, class T>
+FL_FN void load_into(V& value, const T* data) {
+  value = load(data);
+}
+template <class V, class T>
+FL_FN void load_into(Pair<V>& value, const T* data) {
+  load_into(value.first, data);
+  load_into(value.second, data + width<V>);
+}
+template <class V, class T>
+FL_FN V load_as(const T* data) {
+  V value;
+  load_into(value, data);
+  return value;
+}
+template <class V, class T>
+FL_FN void store(T* data, Pair<V> x) {
+  store(data, x.first);
+  store(data + width<V>, x.second);
+}
+template <class V>
+FL_FN void add_to_lanes(double* lanes, Pair<V> x) {
+  add_to_lanes(lanes, x.first);
+  add_to_lanes(lanes + width<V>, x.second);
 }
 
 }  // namespace

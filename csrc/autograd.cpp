@@ -1,0 +1,144 @@
+// What autograd does with the ops: the fused gradient in ordinary training; under torch.func, forward-mode AD and in
+// higher derivatives the differentiable composition (composite.h), which is right to any order.
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "composite.h"
+
+namespace fused_logistic {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+bool requires_grad(const Tensor& tensor) { return tensor.requires_grad(); }
+bool requires_grad(const OptionalTensor& tensor) { return tensor.has_value() && tensor->requires_grad(); }
+bool is_dual(const Tensor& tensor) { return tensor._fw_grad(/*level=*/0).defined(); }
+bool is_dual(const OptionalTensor& tensor) { return tensor.has_value() && is_dual(*tensor); }
+
+template <class... Tensors>
+bool any_requires_grad(const Tensors&... tensors) {
+  return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
+}
+template <class... Tensors>
+bool any_is_dual(const Tensors&... tensors) {
+  return (is_dual(tensors) || ...);
+}
+
+// Whether a torch.func transform is active: its levels differentiate what they see, which must not be a C++ Function.
+bool transformed() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
+}
+
+template <class Signature>
+auto op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+const auto& bce_op() {
+  static const auto handle = op<Tensor(FL_PARAMETERS, DTypeArgument)>("fused_logistic::bce");
+  return handle;
+}
+const auto& bce_with_grad_op() {
+  static const auto handle =
+      op<std::tuple<Tensor, Tensor>(FL_PARAMETERS, DTypeArgument)>("fused_logistic::bce_with_grad");
+  return handle;
+}
+const auto& bce_backward_op() {
+  static const auto handle = op<Tensor(const Tensor&, FL_PARAMETERS, int64_t)>("fused_logistic::bce_backward");
+  return handle;
+}
+const auto& scale_op() {
+  static const auto handle = op<void(Tensor&, const Tensor&)>("fused_logistic::scale_");
+  return handle;
+}
+
+// For mean and sum the forward pass computes the gradient for the logits as well, in the same pass over memory. The
+// backward pass hands that tensor out, scaled in place by grad_output. Its new owner may change it, so it is handed out
+// once: a second backward call (retain_graph) computes it again, and so does create_graph, differentiably.
+struct BceFunction : torch::autograd::Function<BceFunction> {
+  static Tensor forward(AutogradContext* ctx, FL_PARAMETERS, DTypeArgument dtype) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->saved_data["reduction"] = reduction;
+    ctx->saved_data["label_smoothing"] = label_smoothing;
+    ctx->saved_data["ignore_index"] = ignore_index;
+    Tensor loss;
+    if (reduction == at::Reduction::None || !logits.requires_grad()) {
+      loss = bce_op().call(FL_ARGUMENTS, dtype);
+    } else {
+      Tensor grad;
+      std::tie(loss, grad) = bce_with_grad_op().call(FL_ARGUMENTS, dtype);
+      ctx->saved_data["grad"] = std::move(grad);
+    }
+    ctx->save_for_backward(
+        {logits, target, weight.value_or(Tensor()), pos_weight.value_or(Tensor()), mask.value_or(Tensor())});
+    return loss;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    const Tensor& grad_output = grad_outputs[0];
+    const variable_list saved = ctx->get_saved_variables();
+    const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
+    const auto derivative = [&](Wrt wrt) {
+      return bce_backward_op().call(grad_output, saved[0], saved[1], optional(saved[2]), optional(saved[3]),
+                                    optional(saved[4]), ctx->saved_data["reduction"].toInt(),
+                                    ctx->saved_data["label_smoothing"].toDouble(),
+                                    ctx->saved_data["ignore_index"].toOptional<int64_t>(), int64_t(wrt));
+    };
+    const auto needed = [&](int64_t i) { return saved[i].defined() && saved[i].requires_grad(); };
+    variable_list grads(9);
+    if (needed(0)) {
+      const auto ready = ctx->saved_data.find("grad");
+      if (ready != ctx->saved_data.end() && !at::GradMode::is_enabled()) {
+        grads[0] = std::move(ready->second).toTensor();
+        ctx->saved_data.erase(ready);
+        scale_op().call(grads[0], grad_output);
+      } else {
+        grads[0] = derivative(Wrt::kLogits);
+      }
+    }
+    if (needed(1)) grads[1] = derivative(Wrt::kTarget);
+    if (needed(2)) grads[2] = derivative(Wrt::kWeight).sum_to_size(saved[2].sizes());
+    if (needed(3)) grads[3] = derivative(Wrt::kPosWeight).sum_to_size(saved[3].sizes());
+    return grads;
+  }
+};
+
+Tensor bce_autograd(FL_PARAMETERS, DTypeArgument dtype) {
+  const bool grad = any_requires_grad(logits, target, weight, pos_weight);
+  if (any_is_dual(logits, target, weight, pos_weight) ||
+      (grad && transformed())) {
+    return composite_loss({FL_ARGUMENTS}, dtype);
+  }
+  if (grad) return BceFunction::apply(FL_ARGUMENTS, dtype);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return bce_op().call(FL_ARGUMENTS, dtype);
+}
+
+std::tuple<Tensor, Tensor> bce_with_grad_autograd(FL_PARAMETERS, DTypeArgument dtype) {
+  if (any_requires_grad(logits, target, weight, pos_weight) || any_is_dual(logits, target, weight, pos_weight)) {
+    return composite_with_grad({FL_ARGUMENTS}, dtype);
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  return bce_with_grad_op().call(FL_ARGUMENTS, dtype);
+}
+
+Tensor bce_backward_autograd(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt) {
+  if (any_requires_grad(grad_output, logits, target, weight, pos_weight) ||
+      any_is_dual(grad_output, logits, target, weight, pos_weight)) {
+    return composite_backward(grad_output, {FL_ARGUMENTS}, Wrt(wrt));
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  return bce_backward_op().call(grad_output, FL_ARGUMENTS, wrt);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fused_logistic, Autograd, m) {
+  m.impl("bce", &bce_autograd);
+  m.impl("bce_with_grad", &bce_with_grad_autograd);
+  m.impl("bce_backward", &bce_backward_autograd);
+}
+
+}  // namespace fused_logistic
