@@ -61,8 +61,8 @@ struct BceFunction : torch::autograd::Function<BceFunction> {
   static Tensor forward(AutogradContext* ctx, FL_PARAMETERS, DTypeArgument dtype) {
     at::AutoDispatchBelowADInplaceOrView below;
     ctx->saved_data["reduction"] = reduction;
-    ctx->saved_data["label_smoothing"] = label_smoothing;
-    ctx->saved_data["ignore_index"] = ignore_index;
+    if (label_smoothing != 0) ctx->saved_data["label_smoothing"] = label_smoothing;
+    if (ignore_index.has_value()) ctx->saved_data["ignore_index"] = ignore_index;
     Tensor loss;
     if (reduction == at::Reduction::None || !logits.requires_grad()) {
       loss = bce_op().call(FL_ARGUMENTS, dtype);
@@ -79,12 +79,15 @@ struct BceFunction : torch::autograd::Function<BceFunction> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const Tensor& grad_output = grad_outputs[0];
     const variable_list saved = ctx->get_saved_variables();
-    const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
+    const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); };
     const auto derivative = [&](Wrt wrt) {
+      auto& data = ctx->saved_data;
+      const double label_smoothing = data.count("label_smoothing") ? data["label_smoothing"].toDouble() : 0;
+      std::optional<int64_t> ignore_index;
+      if (data.count("ignore_index")) ignore_index = data["ignore_index"].toInt();
       return bce_backward_op().call(grad_output, saved[0], saved[1], optional(saved[2]), optional(saved[3]),
-                                    optional(saved[4]), ctx->saved_data["reduction"].toInt(),
-                                    ctx->saved_data["label_smoothing"].toDouble(),
-                                    ctx->saved_data["ignore_index"].toOptional<int64_t>(), int64_t(wrt));
+                                    optional(saved[4]), data["reduction"].toInt(), label_smoothing, ignore_index,
+                                    int64_t(wrt));
     };
     const auto needed = [&](int64_t i) { return saved[i].defined() && saved[i].requires_grad(); };
     variable_list grads(9);

@@ -8,10 +8,7 @@
 #include <algorithm>
 #include <numeric>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
+#include "cpu/memory.h"
 
 namespace fused_logistic {
 namespace {
@@ -54,17 +51,6 @@ void check_operand(const char* name, const OptionalTensor& tensor, const Tensor&
               tensor->device());
   TORCH_CHECK(at::is_expandable_to(tensor->sym_sizes(), logits.sym_sizes()), kOp, ": expected ", name,
               " of a shape that broadcasts to ", logits.sym_sizes(), ", got ", tensor->sym_sizes());
-}
-
-// Large results come from fresh memory, where page faults cost more than the whole computation: ask for huge pages.
-void advise_huge_pages(const Tensor& tensor) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t huge = 2 << 20;
-  if (!tensor.is_cpu() || tensor.nbytes() < 2 * huge) return;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr()) & ~(uintptr_t(sysconf(_SC_PAGESIZE)) - 1);
-  const uintptr_t end = reinterpret_cast<uintptr_t>(tensor.data_ptr()) + tensor.nbytes();
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: failing is harmless
-#endif
 }
 
 }  // namespace
@@ -116,8 +102,7 @@ Iteration::Iteration(const Arguments& a) {
 }
 
 Tensor Iteration::allocate_out(at::ScalarType dtype) {
-  Tensor out = at::empty_like(logits_, logits_.options().dtype(dtype));
-  advise_huge_pages(out);
+  Tensor out = logits_.is_cpu() ? empty_like_cpu(logits_, dtype) : at::empty_like(logits_, logits_.options().dtype(dtype));
   problem.out = out.mutable_data_ptr();
   problem.out_dtype = dtype_of(dtype);
   return out;

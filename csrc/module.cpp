@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/memory.h"
 #include "logistic.h"
 
 namespace py = pybind11;
@@ -37,6 +38,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas_supported", [] { return isa_names(true); }, "Those of them that this CPU supports.");
   m.def("set_isa", [](const std::string& name) { set_isa(name.c_str()); }, py::arg("name"),
         "Use another instruction set from now on (tests and benchmarks only).");
+  m.def("empty_cache", &empty_cache, "Return the memory kept for the next large result to the system.");
+  m.def("cached_bytes", &cached_bytes, "How many bytes are kept for the next large results.");
   m.attr("CHUNK") = kChunk;
   m.attr("LANES") = kLanes;
   m.attr("TORCH_VERSION") = FL_TORCH_VERSION;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 from torch.nn import _reduction
@@ -13,12 +15,17 @@ from .autograd import BinaryCrossEntropyWithLogits
 _REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
 
 
-def _check_tensors(**tensors: Tensor | None) -> None:
+def _is_tensor(value: object, optional: bool = False) -> bool:
+    return isinstance(value, Tensor) or (optional and value is None)
+
+
+def _refuse(**tensors: object) -> NoReturn:
     for name, value in tensors.items():
-        if value is not None and not isinstance(value, Tensor):
+        if not _is_tensor(value, optional="weight" in name):
             raise TypeError(
                 f"binary_cross_entropy_with_logits: expected {name} to be a torch.Tensor, got {type(value).__name__}"
             )
+    raise AssertionError("all arguments are tensors")
 
 
 def _reduction_enum(size_average: bool | None, reduce: bool | None, reduction: str) -> int:
@@ -91,7 +98,8 @@ def binary_cross_entropy_with_logits(
             reduction=reduction,
             pos_weight=pos_weight,
         )
-    _check_tensors(input=input, target=target, weight=weight, pos_weight=pos_weight)
+    if not (_is_tensor(input) and _is_tensor(target) and _is_tensor(weight, True) and _is_tensor(pos_weight, True)):
+        _refuse(input=input, target=target, weight=weight, pos_weight=pos_weight)
     args = (
         input,
         target,

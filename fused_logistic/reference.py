@@ -2,9 +2,9 @@
 
 Two descriptions stand here, and neither calls the extension:
 
-* :func:`composed` is the textbook graph ``x, w, b -> z -> sigma -> L``, every node of it a tensor of its own, with hooks
-  that capture the gradients at the inner nodes. It shows the chain rule, and it has the textbook's numerical flaws: it
-  forms ``1 - sigma``, so it loses the tails.
+* :func:`composed` is the textbook graph ``x, w, b -> z -> sigma -> L``, every node of it a tensor of its own, with
+  hooks that capture the gradients at the inner nodes. It shows the chain rule, and it has the textbook's numerical
+  flaws: it forms ``1 - sigma``, so it loses the tails.
 * :func:`loss`, :func:`grad_logits` and the others are the closed forms, written so that both tails keep their digits.
 
 With logit z, target y, sample weight w and positive weight p, and softplus(z) = log(1 + exp(z))::
@@ -15,12 +15,13 @@ follows from ``-(p y log sigma + (1 - y) log(1 - sigma))`` with ``log sigma(z) =
 ``1 - sigma(z) = sigma(-z)``. Everything else is a derivative of that line by ``softplus'(z) = sigma(z)`` and
 ``sigma'(z) = sigma(z) sigma(-z)``.
 
-A term whose coefficient is 0 contributes 0 even where its other factor is infinite (``z = inf, y = 1`` has loss 0). NaN in
-gives NaN out.
+A term whose coefficient is 0 contributes 0 even where its other factor is infinite (``z = inf, y = 1`` has loss 0).
+NaN in gives NaN out.
 
 Shapes and dtypes, for all functions: the arguments broadcast against each other and the result has the broadcast shape;
-nothing is reduced. The result has the dtype that PyTorch's promotion gives; float64 and float32 are meant, and float64 is
-the one to compare with. Targets may be bool or integer.
+nothing is reduced. The result has the dtype that PyTorch's promotion gives; float64 and float32 are meant, and float64
+is the one to compare with. Targets may be bool or integer. :func:`loss` can be differentiated by autograd, to any
+order; the derivatives are there to be evaluated.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ def composed(x: Tensor, w: Tensor, b: Tensor, y: Tensor | float) -> Composed:
     as one writes it on paper: in float32, ``1 - sigma`` is 0 from z = 17 on, and ``exp(-z)`` is inf below z = -88.7.
     """
     z = x @ w + b
+    if isinstance(y, Tensor) and not y.is_floating_point():
+        y = y.to(z.dtype)  # 1 - y is not defined for bool
     sigma = 1.0 / (1.0 + torch.exp(-z))
     elementwise = -(y * torch.log(sigma) + (1.0 - y) * torch.log(1.0 - sigma))
     nodes = Composed(z, sigma, elementwise)
@@ -157,8 +160,8 @@ def loss(
 ) -> Tensor:
     """L = w (p y softplus(-z) + (1 - y) softplus(z)), elementwise.
 
-    ``label_smoothing`` = s replaces y by ``(1 - s) y + s / 2``: the target is mixed with the uniform distribution over the
-    two classes, which is what ``torch.nn.functional.cross_entropy`` does for a softmax over two.
+    ``label_smoothing`` = s replaces y by ``(1 - s) y + s / 2``: the target is mixed with the uniform distribution over
+    the two classes, which is what ``torch.nn.functional.cross_entropy`` does for a softmax over two.
     """
     y, w, p, a = _terms(logits, target, weight, pos_weight, label_smoothing)
     return _scaled(w, _scaled(a, softplus(-logits)) + _scaled(1.0 - y, softplus(logits)))
@@ -234,9 +237,9 @@ def sigmoid_focal_loss(logits: Tensor, target: Tensor, alpha: float | None = 0.2
 
     With CE = y softplus(-z) + (1 - y) softplus(z), p_t = y sigma(z) + (1 - y) sigma(-z) and
     alpha_t = alpha y + (1 - alpha)(1 - y), or 1 where ``alpha`` is None or negative. The definition of Lin, Goyal,
-    Girshick, He and Dollár, "Focal loss for dense object detection" (2017), section 3, with the class probabilities mixed
-    where the target is soft. ``1 - p_t`` is written as y sigma(-z) + (1 - y) sigma(z), which keeps its digits where p_t
-    is almost 1.
+    Girshick, He and Dollár, "Focal loss for dense object detection" (2017), section 3, with the class probabilities
+    mixed where the target is soft. ``1 - p_t`` is written as y sigma(-z) + (1 - y) sigma(z), which keeps its digits
+    where p_t is almost 1.
     """
     z = logits.double()
     y = target.double()
