@@ -136,8 +136,32 @@ Tensor bce_backward_autograd(const Tensor& grad_output, FL_PARAMETERS, int64_t w
   return bce_backward_op().call(grad_output, FL_ARGUMENTS, wrt);
 }
 
+// Under autocast torch computes this loss in fp32 (fp64 stays) and returns that. The kernels compute in fp32 anyway:
+// only the dtype of the result changes, and nothing is cast.
+DTypeArgument autocast_dtype(const Tensor& target, DTypeArgument dtype) {
+  return dtype.has_value() ? dtype : target.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+template <c10::DispatchKey kKey>
+Tensor bce_autocast(FL_PARAMETERS, DTypeArgument dtype) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(kKey);
+  return bce_op().call(FL_ARGUMENTS, autocast_dtype(target, dtype));
+}
+template <c10::DispatchKey kKey>
+std::tuple<Tensor, Tensor> bce_with_grad_autocast(FL_PARAMETERS, DTypeArgument dtype) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(kKey);
+  return bce_with_grad_op().call(FL_ARGUMENTS, autocast_dtype(target, dtype));
+}
+
 }  // namespace
 
+TORCH_LIBRARY_IMPL(fused_logistic, AutocastCPU, m) {
+  m.impl("bce", &bce_autocast<c10::DispatchKey::AutocastCPU>);
+  m.impl("bce_with_grad", &bce_with_grad_autocast<c10::DispatchKey::AutocastCPU>);
+}
+TORCH_LIBRARY_IMPL(fused_logistic, AutocastCUDA, m) {
+  m.impl("bce", &bce_autocast<c10::DispatchKey::AutocastCUDA>);
+  m.impl("bce_with_grad", &bce_with_grad_autocast<c10::DispatchKey::AutocastCUDA>);
+}
 TORCH_LIBRARY_IMPL(fused_logistic, Autograd, m) {
   m.impl("bce", &bce_autograd);
   m.impl("bce_with_grad", &bce_with_grad_autograd);

@@ -18,6 +18,7 @@ time with the remaining ones fitted again, so that they absorb what the rounding
 import argparse
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from mpmath import cos, exp, floor, frexp, ldexp, log, log1p, lu_solve, matrix, mp, mpf, nint, pi
@@ -25,7 +26,7 @@ from mpmath import cos, exp, floor, frexp, ldexp, log, log1p, lu_solve, matrix, 
 mp.prec = 200
 HEADER = Path(__file__).with_name("coefficients.h")
 GRID = 800  # points on which Remez looks for the greatest error; `proven_error` covers what lies between
-PIECES = 400  # subintervals of the proof
+PIECES = 1500  # subintervals of the proof
 
 
 @dataclass
@@ -75,7 +76,8 @@ def remez(points, target, weight, count, reference=None):
     Returns the coefficients and the reference.
     """
     if reference is None:
-        reference = [int((len(points) - 1) * (1 - cos(pi * (2 * k + 1) / (2 * count + 2))) / 2) for k in range(count + 1)]
+        nodes = chebyshev_points(mpf(0), mpf(len(points) - 1), count + 1)
+        reference = [int(nint(j)) for j in nodes]
     while True:
         system, right = matrix(count + 1, count + 1), matrix(count + 1, 1)
         for row, j in enumerate(reference):
@@ -88,7 +90,7 @@ def remez(points, target, weight, count, reference=None):
             right[row] = target[j]
         solution = list(lu_solve(system, right))
         coefficients, level = solution[:count], abs(solution[count])
-        error = [f - w * horner(coefficients, x) for x, f, w in zip(points, target, weight)]
+        error = [f - w * horner(coefficients, x) for x, f, w in zip(points, target, weight, strict=True)]
 
         extremes = []  # the greatest error of each stretch of equal sign
         for j, value in enumerate(error):
@@ -98,9 +100,16 @@ def remez(points, target, weight, count, reference=None):
             elif abs(value) > abs(error[extremes[-1][1]]):
                 extremes[-1] = (sign, j)
         candidates = [j for _, j in extremes]
-        while len(candidates) > count + 1:  # drop the smaller end: what remains still alternates
-            candidates.pop(0 if abs(error[candidates[0]]) < abs(error[candidates[-1]]) else -1)
-        if len(candidates) <= count or max(map(abs, error)) <= level * (1 + mpf(10) ** -4):
+        while len(candidates) > count + 1:  # drop the smallest, and the smaller of its neighbours, now of one sign
+            choice = range(len(candidates)) if len(candidates) > count + 2 else (0, len(candidates) - 1)
+            k = min(choice, key=lambda i: abs(error[candidates[i]]))
+            if k in (0, len(candidates) - 1):
+                candidates.pop(k)
+            else:
+                kept = max(candidates[k - 1], candidates[k + 1], key=lambda j: abs(error[j]))
+                candidates[k - 1 : k + 2] = [kept]
+        assert len(candidates) == count + 1
+        if max(map(abs, error)) <= level * (1 + mpf(10) ** -4):
             return coefficients, reference
         reference = candidates
 
@@ -112,14 +121,14 @@ def rounded_fit(number_format, points, target, weight, count):
         coefficients, reference = remez(points, target, weight, count - k, reference)
         c = number_format.round(coefficients[0])
         rounded.append(c)
-        target = [f - w * c for f, w in zip(target, weight)]
-        weight = [w * x for w, x in zip(weight, points)]
+        target = [f - w * c for f, w in zip(target, weight, strict=True)]
+        weight = [w * x for w, x in zip(weight, points, strict=True)]
         reference = reference[1:]
     return rounded
 
 
 def chebyshev_points(low, high, count):
-    """Extremes of a Chebyshev polynomial, denser towards the ends, where the error of a best approximation is busier."""
+    """Extremes of a Chebyshev polynomial: denser towards the ends, like those of a best approximation's error."""
     return [(low + high) / 2 - (high - low) / 2 * cos(pi * i / (count - 1)) for i in range(count)]
 
 
@@ -150,13 +159,13 @@ def proven_error(approximation, taylor, low, high):
     taylor(c, h) -> Taylor coefficients about c, a bound of the rest and of 1 / the function for |u| <= h.
     """
     worst, ends = mpf(0), chebyshev_points(low, high, PIECES + 1)
-    for left, right in zip(ends, ends[1:]):
+    for left, right in pairwise(ends):
         touches_zero = left == 0  # log1p(0) = 0: there both sides are divided by x, by taking the series about 0
         c, h = (mpf(0), right) if touches_zero else ((left + right) / 2, (right - left) / 2)
         series, rest, inverse = taylor(c, h)
         shifted = taylor_shift(approximation, c)
         shifted += [mpf(0)] * (len(series) - len(shifted))
-        difference = [p - f for p, f in zip(shifted, series)]
+        difference = [p - f for p, f in zip(shifted, series, strict=True)]
         if touches_zero:
             assert difference[0] == 0
             difference, rest, inverse = difference[1:], rest / h, inverse * h
@@ -193,7 +202,7 @@ class Series:
 
 
 def exp_series(f, lowest):
-    """q in exp(t) = 1 + t + t^2 q(t). log2(e) is rounded, so near a tie n may be the farther integer, and t is rounded."""
+    """q in exp(t) = 1 + t + t^2 q(t). log2(e) is rounded, so n may be the farther integer near a tie; t is rounded too."""
     n_error = abs(lowest * (f.round(1 / log(2)) - 1 / log(2)))
     reach = log(2) * (mpf(1) / 2 + n_error) + ldexp(1, -f.precision)
     points = [t for t in chebyshev_points(-reach, reach, GRID) if t != 0]
@@ -218,26 +227,33 @@ def coefficients_struct(f):
     smallest = f.exponent_bias - 1 + mantissa_bits  # 2^-smallest is the least number above 0
     lowest = floor(-(smallest + 1) * log(2))
     bias = (f.exponent_bias + 1) // 2
-    # n ln2_high is exact, and so is the difference from x, because ln2_high leaves as many bits free as n has.
-    ln2_high = f.round(ldexp(nint(ldexp(log(2), f.precision - smallest.bit_length())), smallest.bit_length() - f.precision))
-    series = [exp_series(f, lowest), log1p_series(f)]
+    free_bits = smallest.bit_length()  # as many as n has
+    ln2_high = ldexp(nint(ldexp(log(2), f.precision - free_bits)), free_bits - f.precision)
     constants = [
-        ("exp_lowest", lowest, "from here on down exp rounds to 0"),
-        ("exp_shifter", 3 * ldexp(1, mantissa_bits - 1) + f.exponent_bias + bias, f"n + this ends in the exponent of 2^(n + {bias})"),
-        ("exp_unbias", ldexp(1, -bias), None),
-        ("log2_e", f.round(1 / log(2)), None),
-        ("ln2_high", ln2_high, "ln 2 = ln2_high + ln2_low; n ln2_high is exact"),
-        ("ln2_low", f.round(log(2) - ln2_high), None),
+        ("From here on down exp rounds to 0.", "exp_lowest", lowest),
+        (
+            f"Adding it rounds to the integer n; shifted left by mantissa_bits the sum is 2^(n + {bias}).",
+            "exp_shifter",
+            3 * ldexp(1, mantissa_bits - 1) + f.exponent_bias + bias,
+        ),
+        ("", "exp_unbias", ldexp(1, -bias)),
+        ("", "log2_e", f.round(1 / log(2))),
+        ("ln 2 in two parts; n ln2_high is exact.", "ln2_high", ln2_high),
+        ("", "ln2_low", f.round(log(2) - ln2_high)),
     ]
-    lines = ["template <>", f"struct Coefficients<{f.scalar}> {{", f"  static constexpr int mantissa_bits = {mantissa_bits};"]
-    for name, value, comment in constants:
-        line = f"  static constexpr {f.scalar} {name} = {f.literal(value)};"
-        lines.append(line + (f"  // {comment}" if comment else ""))
+    series = [exp_series(f, lowest), log1p_series(f)]
+    lines = ["template <>", f"struct Coefficients<{f.scalar}> {{"]
+    lines += [f"  static constexpr int mantissa_bits = {mantissa_bits};"]
+    for comment, name, value in constants:
+        lines += [f"  // {comment}"] if comment else []
+        lines += [f"  static constexpr {f.scalar} {name} = {f.literal(value)};"]
     for s in series:
         lines += ["", f"  // {s.meaning}: relative error below {power_of_two(s.error)}."]
         lines += [f"  struct {s.name} {{", f"    static constexpr int count = {len(s.coefficients)};"]
         lines += [f"    FL_FN constexpr {f.scalar} at(int i) {{", f"      constexpr {f.scalar} c[count] = {{"]
-        lines += [f"          {f.literal(c)}," for c in s.coefficients]
+        literals = [f"{f.literal(c)}," for c in s.coefficients]
+        width = max(map(len, literals))  # the comments keep clang-format from putting several on a line
+        lines += [f"          {c:{width}}  // {float(v):.9g}" for c, v in zip(literals, s.coefficients, strict=True)]
         lines += ["      };", "      return c[i];", "    }", "  };"]
     return [*lines, "};"], series
 
@@ -263,7 +279,8 @@ def header():
         struct, series = coefficients_struct(f)
         lines += ["", *struct]
         for s in series:
-            table.append(f"{f.scalar:8}{s.name:8}{len(s.coefficients):6}   {power_of_two(s.error):10}{float(s.error * 2**f.precision):9.3f}")
+            relative = float(s.error * 2**f.precision)
+            table.append(f"{f.scalar:8}{s.name:8}{len(s.coefficients):5}   {power_of_two(s.error):9}{relative:8.3f}")
     return "\n".join([*lines, "", "}  // namespace fused_logistic"]) + "\n", table
 
 
@@ -272,7 +289,7 @@ def main():
     parser.add_argument("--check", action="store_true", help="compare with the committed header instead of writing it")
     check = parser.parse_args().check
     text, table = header()
-    print("scalar  series   count   proven     in 2^-precision")
+    print("scalar  series  count   error    in 2^-precision")
     print(*table, sep="\n")
     if not check:
         HEADER.write_text(text)

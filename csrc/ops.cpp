@@ -101,7 +101,9 @@ Tensor bce_backward_cpu(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt) {
 
 // Multiplies by a scalar tensor in place, and touches nothing where the scalar is 1.
 void scale_cpu(Tensor& self, const Tensor& factor) {
-  if (factor.item<double>() != 1) self.mul_(factor);
+  const bool is_one = factor.scalar_type() == at::kFloat && factor.is_cpu() ? *factor.const_data_ptr<float>() == 1
+                                                                            : factor.item<double>() == 1;
+  if (!is_one) self.mul_(factor);
 }
 
 // ---- Devices without a kernel ------------------------------------------------------------------------------------

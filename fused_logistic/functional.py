@@ -12,37 +12,23 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import ops
 from .autograd import BinaryCrossEntropyWithLogits
 
+_OPTIONAL_TENSOR = (Tensor, type(None))
 _REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
-
-
-def _is_tensor(value: object, optional: bool = False) -> bool:
-    return isinstance(value, Tensor) or (optional and value is None)
 
 
 def _refuse(**tensors: object) -> NoReturn:
     for name, value in tensors.items():
-        if not _is_tensor(value, optional="weight" in name):
+        if not isinstance(value, _OPTIONAL_TENSOR if "weight" in name else Tensor):
             raise TypeError(
                 f"binary_cross_entropy_with_logits: expected {name} to be a torch.Tensor, got {type(value).__name__}"
             )
     raise AssertionError("all arguments are tensors")
 
 
-def _reduction_enum(size_average: bool | None, reduce: bool | None, reduction: str) -> int:
+def _unusual_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> int:
     if size_average is not None or reduce is not None:
         return _reduction.legacy_get_enum(size_average, reduce)  # warns that they are deprecated, as torch does
-    if reduction not in _REDUCTIONS:
-        raise ValueError(
-            f"binary_cross_entropy_with_logits: expected reduction 'none', 'mean' or 'sum', got {reduction!r}"
-        )
-    return _REDUCTIONS[reduction]
-
-
-def _autocast_dtype(logits: Tensor, target: Tensor) -> torch.dtype | None:
-    """Under autocast torch computes this loss in fp32 (fp64 stays); None: no autocast, the target's dtype."""
-    if not torch.is_autocast_enabled(logits.device.type):
-        return None
-    return torch.float64 if target.dtype == torch.float64 else torch.float32
+    raise ValueError(f"binary_cross_entropy_with_logits: expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
 
 
 def binary_cross_entropy_with_logits(
@@ -98,19 +84,15 @@ def binary_cross_entropy_with_logits(
             reduction=reduction,
             pos_weight=pos_weight,
         )
-    if not (_is_tensor(input) and _is_tensor(target) and _is_tensor(weight, True) and _is_tensor(pos_weight, True)):
+    if not (
+        isinstance(input, Tensor)
+        and isinstance(target, Tensor)
+        and isinstance(weight, _OPTIONAL_TENSOR)
+        and isinstance(pos_weight, _OPTIONAL_TENSOR)
+    ):
         _refuse(input=input, target=target, weight=weight, pos_weight=pos_weight)
-    args = (
-        input,
-        target,
-        weight,
-        pos_weight,
-        None,
-        _reduction_enum(size_average, reduce, reduction),
-        0.0,
-        None,
-        _autocast_dtype(input, target),
-    )
-    if torch.compiler.is_compiling():
-        return BinaryCrossEntropyWithLogits.apply(*args)
-    return ops.bce(*args)
+    reduction_enum = _REDUCTIONS.get(reduction) if size_average is None and reduce is None else None
+    if reduction_enum is None:
+        reduction_enum = _unusual_reduction(size_average, reduce, reduction)
+    function = BinaryCrossEntropyWithLogits.apply if torch.compiler.is_compiling() else ops.bce
+    return function(input, target, weight, pos_weight, None, reduction_enum, 0.0, None, None)

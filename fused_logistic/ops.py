@@ -39,23 +39,23 @@ def _loss_dtype(logits: Tensor, target: Tensor, dtype: torch.dtype | None) -> to
     return dtype or (target.dtype if target.is_floating_point() else logits.dtype)
 
 
-def _check_shapes(logits: Tensor, target: Tensor) -> None:
+def _check(logits: Tensor, target: Tensor) -> None:
+    def message() -> str:
+        return (
+            "binary_cross_entropy_with_logits: expected target of shape "
+            f"{list(logits.shape)} on {logits.device}, got {list(target.shape)} on {target.device}"
+        )
+
     if logits.dim() != target.dim():
-        raise ValueError(
-            f"binary_cross_entropy_with_logits: expected target of shape {list(logits.shape)}, got {list(target.shape)}"
-        )
+        raise ValueError(message())
+    if logits.device != target.device:
+        raise RuntimeError(message())
     for i in range(logits.dim()):
-        torch._check(
-            logits.shape[i] == target.shape[i],
-            lambda: f"binary_cross_entropy_with_logits: expected target of shape {list(logits.shape)}, "
-            f"got {list(target.shape)}",
-        )
+        torch._check_value(logits.shape[i] == target.shape[i], message)
 
 
-def _fake_bce(
-    logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index, dtype
-):  # fmt: skip
-    _check_shapes(logits, target)
+def _fake_bce(logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index, dtype):
+    _check(logits, target)
     dtype = _loss_dtype(logits, target, dtype)
     return torch.empty_like(logits, dtype=dtype) if reduction == NONE else logits.new_empty((), dtype=dtype)
 
