@@ -110,9 +110,9 @@ FL_FN V polynomial(V x) {
 }
 
 // exp(x) for x <= 0, gradual underflow included; exp(-inf) = 0.
-// x = n ln 2 + t with |t| <= ln 2 / 2 (ln 2 in two parts, Cody and Waite); exp(t) = 1 + t + t^2 q(t); times 2^n by adding
-// n to the exponent. n is biased so that the exponent stays normal, and one exact multiplication undoes the bias: it is
-// the only step that rounds when the result is subnormal.
+// x = n ln 2 + t with |t| <= ln 2 / 2 (ln 2 in two parts, Cody and Waite); exp(t) = 1 + t + t^2 q(t). 2^n is made of its
+// bits, biased so that it and the product are normal numbers; undoing the bias is the only multiplication that rounds,
+// and it does so only where the result is subnormal.
 template <class V>
 FL_FN V exp_nonpositive(V x) {
   using C = Coefficients<typename Value<V>::Scalar>;
@@ -123,8 +123,8 @@ FL_FN V exp_nonpositive(V x) {
   V t = fma(n, splat<V>(-C::ln2_high), x);
   t = fma(n, splat<V>(-C::ln2_low), t);
   const V p = fma(fma(polynomial<typename C::Exp>(t), t, splat<V>(1)), t, splat<V>(1));
-  return Value<V>::from_bits(Value<V>::to_bits(p) + (Value<V>::to_bits(shifted) << C::mantissa_bits)) *
-         splat<V>(C::exp_unbias);
+  const V power = Value<V>::from_bits(Value<V>::to_bits(shifted) << C::mantissa_bits);  // 2^n / exp_unbias
+  return p * power * splat<V>(C::exp_unbias);
 }
 
 // log1p(e) = e + e^2 q(e) for e in [0, 1].
