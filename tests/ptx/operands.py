@@ -39,12 +39,9 @@ class Operands:
         self.program = program
 
     def register(self, name: str) -> np.dtype | None:
-        """The storage type of a register, which from now on has storage in every wave; None for another name."""
+        """The storage type of a register; None if the name is none."""
         dtype = self.program.registers.get(name)
-        if dtype is None:
-            return None
-        self.program.used_registers[name] = dtype
-        return np.dtype(dtype)
+        return None if dtype is None else np.dtype(dtype)
 
     def source(self, text: str, kind: str):
         """-> read(wave, selection): the operand as an array of PTX type ``kind``."""

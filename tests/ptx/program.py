@@ -30,7 +30,6 @@ class Program:
         self.module, self.module_variables = module, module.variables
         self.code: list[Instruction] = []
         self.registers: dict[str, type] = {}
-        self.used_registers: dict[str, type] = {}
         self.shared, self.local = Layout(), Layout()
         self.dynamic_shared: str | None = None
         self.parameter_offsets: dict[str, int] = {}

@@ -19,6 +19,20 @@ POISON = {2: 0x7FFF, 4: 0x7FFFFFFF, 8: 0x7FFFFFFF7FFFFFFF}
 _LANE_BITS = np.int64(1) << np.arange(32, dtype=np.int64)
 
 
+class Registers(dict):
+    """Register arrays by name, made when first touched: kernels declare far more than one launch uses."""
+
+    def __init__(self, types: dict[str, type], size: int):
+        super().__init__()
+        self._types, self._size = types, size
+
+    def __missing__(self, name: str) -> np.ndarray:
+        dtype = np.dtype(self._types[name])
+        values = self[name] = np.empty(self._size, dtype)
+        values.fill(POISON.get(dtype.itemsize, False))
+        return values
+
+
 class Wave:
     """State of one wave and the loop that advances it."""
 
@@ -34,8 +48,7 @@ class Wave:
         self.exists = self.thread < threads
         self.global_thread = self.block_numbers[self.block] * per_block + self.thread
         self.special = _special_registers(launch, self.block_numbers[self.block], self.thread)
-        self.registers = {name: np.full(self.size, POISON.get(np.dtype(dtype).itemsize, False), dtype)
-                          for name, dtype in self.program.used_registers.items()}
+        self.registers = Registers(self.program.registers, self.size)
         self.status = np.where(self.exists, RUNNING, EXITED).astype(np.int8)
         self.counter = np.zeros(self.size, np.int64)
         self.memory = AddressSpaces(launch.memory, launch.shadow, self.program, launch.shared_bytes, len(blocks),
@@ -110,10 +123,11 @@ class Wave:
         """Random warps, and of their divergent paths a random one."""
         if not running.any():
             return None, None, False
-        keep = self.random.random(self.size // 32) < self.random.choice([0.1, 0.5, 1.0])
+        keep = self.random.random(self.size // 32) < (0.1, 0.5, 1.0)[self.random.integers(3)]
         chosen = running & keep[self.warp]
         candidates = np.flatnonzero(chosen)
-        leader = self.random.choice(candidates if len(candidates) else np.flatnonzero(running))
+        eligible = candidates if len(candidates) else np.flatnonzero(running)
+        leader = eligible[self.random.integers(len(eligible))]
         if not len(candidates):
             chosen = running & (self.warp == self.warp[leader])
         pc = self.counter[leader]
@@ -228,6 +242,8 @@ class Wave:
         arrived = (here.reshape(-1, 32) * _LANE_BITS).sum(1)
         warp = lanes // 32
         complete = (mask & alive[warp] & ~arrived[warp]) == 0
+        if (mask == mask[0]).all():
+            return complete
         masks = np.full(self.size, -1, np.int64)
         masks[lanes] = mask
         members = ((mask[:, None] & _LANE_BITS) != 0) & here.reshape(-1, 32)[warp]
