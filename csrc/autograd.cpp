@@ -28,9 +28,7 @@ bool any_is_dual(const Tensors&... tensors) {
 }
 
 // Whether a torch.func transform is active: its levels differentiate what they see, which must not be a C++ Function.
-bool transformed() {
-  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
-}
+bool transformed() { return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode); }
 
 template <class Signature>
 auto op(const char* name) {
@@ -110,8 +108,7 @@ struct BceFunction : torch::autograd::Function<BceFunction> {
 
 Tensor bce_autograd(FL_PARAMETERS, DTypeArgument dtype) {
   const bool grad = any_requires_grad(logits, target, weight, pos_weight);
-  if (any_is_dual(logits, target, weight, pos_weight) ||
-      (grad && transformed())) {
+  if (any_is_dual(logits, target, weight, pos_weight) || (grad && transformed())) {
     return composite_loss({FL_ARGUMENTS}, dtype);
   }
   if (grad) return BceFunction::apply(FL_ARGUMENTS, dtype);

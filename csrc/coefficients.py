@@ -202,7 +202,7 @@ class Series:
 
 
 def exp_series(f, lowest):
-    """q in exp(t) = 1 + t + t^2 q(t). log2(e) is rounded, so n may be the farther integer near a tie; t is rounded too."""
+    """q in exp(t) = 1 + t + t^2 q(t). log2(e) is rounded, so near a tie n may be the farther integer; t is rounded."""
     n_error = abs(lowest * (f.round(1 / log(2)) - 1 / log(2)))
     reach = log(2) * (mpf(1) / 2 + n_error) + ldexp(1, -f.precision)
     points = [t for t in chebyshev_points(-reach, reach, GRID) if t != 0]

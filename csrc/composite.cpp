@@ -15,7 +15,8 @@ struct Terms {
     z = a.logits.to(type);
     y = a.target.to(type);
     if (a.ignore_index.has_value()) kept = a.target.ne(at::Scalar(*a.ignore_index));
-    if (a.mask.has_value()) kept = kept.defined() ? at::logical_and(kept, *a.mask) : a.mask->expand_symint(z.sym_sizes());
+    if (a.mask.has_value())
+      kept = kept.defined() ? at::logical_and(kept, *a.mask) : a.mask->expand_symint(z.sym_sizes());
     if (kept.defined()) z = at::where(kept, z, at::zeros_like(z));  // what is left out must not leak, NaN included
     if (a.label_smoothing != 0) y = y * (1 - a.label_smoothing) + a.label_smoothing / 2;
     if (a.pos_weight.has_value()) p = a.pos_weight->to(type);
@@ -40,8 +41,9 @@ struct Terms {
 
 // The number of elements over which the mean is taken.
 Tensor count(const Arguments& a, const Terms& terms) {
-  return terms.kept.defined() ? terms.kept.sum().to(terms.z.scalar_type())
-                              : at::scalar_tensor(a.logits.sym_numel().guard_int(__FILE__, __LINE__), terms.z.options());
+  return terms.kept.defined()
+             ? terms.kept.sum().to(terms.z.scalar_type())
+             : at::scalar_tensor(a.logits.sym_numel().guard_int(__FILE__, __LINE__), terms.z.options());
 }
 
 }  // namespace
@@ -50,8 +52,8 @@ Tensor composite_loss(const Arguments& a, DTypeArgument dtype) {
   check(a);
   const Terms terms(a);
   const Tensor positive = terms.positive(), negative = terms.negative();
-  const Tensor loss = terms.keep(
-      terms.weighted(positive * terms.softplus_minus(positive) + negative * terms.softplus(negative)));
+  const Tensor loss =
+      terms.keep(terms.weighted(positive * terms.softplus_minus(positive) + negative * terms.softplus(negative)));
   const auto type = loss_dtype(a, dtype);
   if (a.reduction == at::Reduction::None) return loss.to(type);
   if (a.reduction == at::Reduction::Sum) return loss.sum().to(type);

@@ -70,8 +70,8 @@ void check(const Arguments& a) {
   check_operand("weight", a.weight, a.logits);
   check_operand("pos_weight", a.pos_weight, a.logits);
   check_operand("mask", a.mask, a.logits);
-  TORCH_CHECK_TYPE(!a.mask.has_value() || a.mask->scalar_type() == at::kBool, kOp, ": expected mask of dtype bool, got ",
-                   a.mask->scalar_type());
+  TORCH_CHECK_TYPE(!a.mask.has_value() || a.mask->scalar_type() == at::kBool, kOp,
+                   ": expected mask of dtype bool, got ", a.mask->scalar_type());
 }
 
 at::ScalarType loss_dtype(const Arguments& a, DTypeArgument dtype) {
@@ -102,7 +102,8 @@ Iteration::Iteration(const Arguments& a) {
 }
 
 Tensor Iteration::allocate_out(at::ScalarType dtype) {
-  Tensor out = logits_.is_cpu() ? empty_like_cpu(logits_, dtype) : at::empty_like(logits_, logits_.options().dtype(dtype));
+  Tensor out =
+      logits_.is_cpu() ? empty_like_cpu(logits_, dtype) : at::empty_like(logits_, logits_.options().dtype(dtype));
   problem.out = out.mutable_data_ptr();
   problem.out_dtype = dtype_of(dtype);
   return out;

@@ -29,7 +29,7 @@ struct Arguments {
 };
 
 // Every op takes (logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index).
-#define FL_PARAMETERS                                                                                      \
+#define FL_PARAMETERS                                                                                         \
   const Tensor &logits, const Tensor &target, const OptionalTensor &weight, const OptionalTensor &pos_weight, \
       const OptionalTensor &mask, int64_t reduction, double label_smoothing, std::optional<int64_t> ignore_index
 #define FL_ARGUMENTS logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index
@@ -55,10 +55,10 @@ class Iteration {
   Operand operand(const Tensor& tensor);
   Tensor in_order(const Tensor& tensor) const;
 
-  Tensor logits_;               // dense: its elements fill its memory without gaps or overlaps
-  bool contiguous_;             // in row-major order; otherwise order_ is
-  at::DimVector order_;         // the logits' dimensions from the slowest to the fastest in memory
-  std::vector<Tensor> owned_;   // copies of operands that are neither dense nor broadcast along one group of dimensions
+  Tensor logits_;              // dense: its elements fill its memory without gaps or overlaps
+  bool contiguous_;            // in row-major order; otherwise order_ is
+  at::DimVector order_;        // the logits' dimensions from the slowest to the fastest in memory
+  std::vector<Tensor> owned_;  // copies of operands that are neither dense nor broadcast along one group of dimensions
 };
 
 }  // namespace fused_logistic

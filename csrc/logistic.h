@@ -38,7 +38,9 @@ FL_FN To bit_cast(From from) {
 }
 
 // 1 / d, correctly rounded for d in [1, 2], from a start at most 1 ulp away [Markstein 1990].
-FL_FN float reciprocal_step(float d, float start) { return __builtin_fmaf(__builtin_fmaf(-d, start, 1.0f), start, start); }
+FL_FN float reciprocal_step(float d, float start) {
+  return __builtin_fmaf(__builtin_fmaf(-d, start, 1.0f), start, start);
+}
 
 template <class V>
 struct Value;
@@ -117,8 +119,8 @@ template <class V>
 FL_FN V exp_nonpositive(V x) {
   using C = Coefficients<typename Value<V>::Scalar>;
   const V lowest = splat<V>(C::exp_lowest), shifter = splat<V>(C::exp_shifter);
-  x = select(x < lowest, lowest, x);                              // keeps NaN
-  const V shifted = fma(x, splat<V>(C::log2_e), shifter);         // rounds to an integer in the low bits
+  x = select(x < lowest, lowest, x);                       // keeps NaN
+  const V shifted = fma(x, splat<V>(C::log2_e), shifter);  // rounds to an integer in the low bits
   const V n = shifted - shifter;
   V t = fma(n, splat<V>(-C::ln2_high), x);
   t = fma(n, splat<V>(-C::ln2_low), t);

@@ -36,19 +36,26 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return std::string(isa().name); }, "The instruction set in use.");
   m.def("isas_built", [] { return isa_names(false); }, "The instruction sets in this binary, fastest first.");
   m.def("isas_supported", [] { return isa_names(true); }, "Those of them that this CPU supports.");
-  m.def("set_isa", [](const std::string& name) { set_isa(name.c_str()); }, py::arg("name"),
-        "Use another instruction set from now on (tests and benchmarks only).");
+  m.def(
+      "set_isa", [](const std::string& name) { set_isa(name.c_str()); }, py::arg("name"),
+      "Use another instruction set from now on (tests and benchmarks only).");
   m.def("empty_cache", &empty_cache, "Return the memory kept for the next large result to the system.");
   m.def("cached_bytes", &cached_bytes, "How many bytes are kept for the next large results.");
   m.attr("CHUNK") = kChunk;
   m.attr("LANES") = kLanes;
   m.attr("TORCH_VERSION") = FL_TORCH_VERSION;
   m.attr("COMPILER") = __VERSION__;
-  m.def("exp_nonpositive_", [](uintptr_t x, int64_t n, bool is_double) {
-    is_double ? apply<double>(x, n, exp_nonpositive<double>) : apply<float>(x, n, exp_nonpositive<float>);
-  }, py::arg("address"), py::arg("count"), py::arg("is_double"), "exp of an array of non-positive values, in place.");
-  m.def("log1p_unit_", [](uintptr_t x, int64_t n, bool is_double) {
-    is_double ? apply<double>(x, n, log1p_unit<double>) : apply<float>(x, n, log1p_unit<float>);
-  }, py::arg("address"), py::arg("count"), py::arg("is_double"), "log1p of an array of values in [0, 1], in place.");
+  m.def(
+      "exp_nonpositive_",
+      [](uintptr_t x, int64_t n, bool is_double) {
+        is_double ? apply<double>(x, n, exp_nonpositive<double>) : apply<float>(x, n, exp_nonpositive<float>);
+      },
+      py::arg("address"), py::arg("count"), py::arg("is_double"), "exp of an array of non-positive values, in place.");
+  m.def(
+      "log1p_unit_",
+      [](uintptr_t x, int64_t n, bool is_double) {
+        is_double ? apply<double>(x, n, log1p_unit<double>) : apply<float>(x, n, log1p_unit<float>);
+      },
+      py::arg("address"), py::arg("count"), py::arg("is_double"), "log1p of an array of values in [0, 1], in place.");
   isa();  // an unusable FUSED_LOGISTIC_ISA is an error now, not at the first call
 }

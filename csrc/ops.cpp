@@ -1,6 +1,6 @@
 // The ops: schemas, the CPU entry points, and the composition for devices without a kernel.
-#include <ATen/Parallel.h>
 #include <ATen/ExpandUtils.h>
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -19,9 +19,8 @@ double run(const Problem& problem, Output output) {
   std::vector<double> many(count > 64 ? count : 0);
   double* partials = count > 64 ? many.data() : few;
   ChunkKernel* const kernel = isa().kernel;
-  at::parallel_for(0, count, /*grain_size=*/2, [&](int64_t first, int64_t last) {
-    kernel(problem, first, last, output, partials);
-  });
+  at::parallel_for(0, count, /*grain_size=*/2,
+                   [&](int64_t first, int64_t last) { kernel(problem, first, last, output, partials); });
   const bool sums = output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kCount;
   return sums ? ordered_sum(partials, count) : 0;
 }

@@ -20,7 +20,7 @@ def load() -> None:
             f"fused_logistic: its compiled library does not load with torch {torch.__version__}: {error}\n"
             f"It is either not built or built against another torch. Rebuild it:  {_REBUILD}"
         ) from error
-    if _C.TORCH_VERSION != torch.__version__:
+    if torch.__version__ != _C.TORCH_VERSION:
         raise ImportError(
             f"fused_logistic: built against torch {_C.TORCH_VERSION}, but torch {torch.__version__} is imported. "
             f"Rebuild it:  {_REBUILD}"

@@ -16,9 +16,9 @@ _OPTIONAL_TENSOR = (Tensor, type(None))
 _REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
 
 
-def _refuse(**tensors: object) -> NoReturn:
-    for name, value in tensors.items():
-        if not isinstance(value, _OPTIONAL_TENSOR if "weight" in name else Tensor):
+def _refuse(required: tuple[object, object], **optional: object) -> NoReturn:
+    for name, value in (*zip(("input", "target"), required, strict=True), *optional.items()):
+        if not isinstance(value, _OPTIONAL_TENSOR if name in optional else Tensor):
             raise TypeError(
                 f"binary_cross_entropy_with_logits: expected {name} to be a torch.Tensor, got {type(value).__name__}"
             )
@@ -39,6 +39,10 @@ def binary_cross_entropy_with_logits(
     reduce: bool | None = None,
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     r"""Binary cross entropy between ``sigmoid(input)`` and ``target``, fused with the sigmoid.
 
@@ -57,6 +61,11 @@ def binary_cross_entropy_with_logits(
         reduce: deprecated, see ``reduction``.
         reduction: ``"none"``, ``"mean"`` (over all elements, whatever their weight) or ``"sum"``.
         pos_weight: :math:`p`, the weight of positive examples, of a shape that broadcasts to that of ``input``.
+        label_smoothing: :math:`s` in [0, 1]: the target becomes :math:`y (1 - s) + s / 2`.
+        ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, whatever
+            their logit is (NaN included); ``"mean"`` divides by the number of those that remain, and is NaN if none
+            does. A value that the target's dtype represents.
+        mask: bool, of a shape that broadcasts to that of ``input``; where it is False, as for ``ignore_index``.
 
     Returns:
         A scalar, or a tensor of the shape of ``input`` for ``reduction="none"``. Its dtype is the target's if that is a
@@ -65,17 +74,18 @@ def binary_cross_entropy_with_logits(
         ``pos_weight`` are differentiable.
 
     Raises:
-        TypeError: an argument is not a tensor.
-        ValueError: ``target`` has another shape than ``input``, or ``reduction`` is none of the three.
-        RuntimeError: ``weight`` or ``pos_weight`` does not broadcast, or is on another device.
+        TypeError: an argument is not a tensor, or ``mask`` is not bool.
+        ValueError: ``target`` has another shape than ``input``, ``reduction`` is none of the three, or
+            ``label_smoothing`` is not in [0, 1].
+        RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast, or is on another device.
         NotImplementedError: a dtype that is not supported.
 
     Formula: the chain rule of L(sigma(z)); ``csrc/logistic.h`` derives it.
     """
-    if has_torch_function_variadic(input, target, weight, pos_weight):
+    if has_torch_function_variadic(input, target, weight, pos_weight, mask):
         return handle_torch_function(
             binary_cross_entropy_with_logits,
-            (input, target, weight, pos_weight),
+            (input, target, weight, pos_weight, mask),
             input,
             target,
             weight=weight,
@@ -83,16 +93,20 @@ def binary_cross_entropy_with_logits(
             reduce=reduce,
             reduction=reduction,
             pos_weight=pos_weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            mask=mask,
         )
     if not (
         isinstance(input, Tensor)
         and isinstance(target, Tensor)
         and isinstance(weight, _OPTIONAL_TENSOR)
         and isinstance(pos_weight, _OPTIONAL_TENSOR)
+        and isinstance(mask, _OPTIONAL_TENSOR)
     ):
-        _refuse(input=input, target=target, weight=weight, pos_weight=pos_weight)
+        _refuse((input, target), weight=weight, pos_weight=pos_weight, mask=mask)
     reduction_enum = _REDUCTIONS.get(reduction) if size_average is None and reduce is None else None
     if reduction_enum is None:
         reduction_enum = _unusual_reduction(size_average, reduce, reduction)
     function = BinaryCrossEntropyWithLogits.apply if torch.compiler.is_compiling() else ops.bce
-    return function(input, target, weight, pos_weight, None, reduction_enum, 0.0, None, None)
+    return function(input, target, weight, pos_weight, mask, reduction_enum, label_smoothing, ignore_index, None)

@@ -32,7 +32,9 @@ def test_chain_rule_of_the_notebook():
     composed.loss.backward()
     assert round(z.grad.item(), 4) == -0.0067 == round(b.grad.item(), 4)
     assert [round(v, 4) for v in w.grad.tolist()] == [-0.0067, -0.0134]
-    torch.testing.assert_close(z.grad, composed.dL_dz.reshape(z.shape), rtol=1e-4, atol=0)  # composed: 1 - sigma in fp32
+    torch.testing.assert_close(
+        z.grad, composed.dL_dz.reshape(z.shape), rtol=1e-4, atol=0
+    )  # composed: 1 - sigma in fp32
 
 
 @pytest.mark.parametrize("shape", [(1,), (33,), (5_000,)])
@@ -97,7 +99,9 @@ def test_opcheck(reduction, weights):
     for requires_grad in (False, True):
         tensors = operands(weights, requires_grad=requires_grad)
         torch.library.opcheck(ops.bce, (*tensors, None, reduction, 0.1, None, None))
-        grad_output = torch.rand(4, 3, dtype=torch.double) if reduction == ops.NONE else torch.rand((), dtype=torch.double)
+        grad_output = (
+            torch.rand(4, 3, dtype=torch.double) if reduction == ops.NONE else torch.rand((), dtype=torch.double)
+        )
         for wrt in range(4) if weights == "both" else range(2):
             torch.library.opcheck(ops.bce_backward, (grad_output, *tensors, None, reduction, 0.1, None, wrt))
         if reduction != ops.NONE:

@@ -76,7 +76,9 @@ def test_every_16_bit_logit(dtype, isa):
             finite = exact.abs() <= torch.finfo(dtype).max
             above = torch.nextafter(exact.abs().to(dtype), torch.tensor(torch.inf, dtype=dtype)).double()
             below = torch.nextafter(exact.abs().to(dtype), torch.tensor(-1.0, dtype=dtype)).double()
-            ulp = torch.where(above.isinf(), exact.abs().to(dtype).double() - below, above - exact.abs().to(dtype).double())
+            ulp = torch.where(
+                above.isinf(), exact.abs().to(dtype).double() - below, above - exact.abs().to(dtype).double()
+            )
             assert ((got.double() - exact).abs() / ulp)[finite].max() <= 1
 
 
@@ -100,7 +102,9 @@ def _sample(n, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_same_bits_on_every_isa(dtype, weighted, isa):
     logits, target = _sample(70_003, dtype)
-    options = {"weight": torch.rand(70_003), "pos_weight": torch.tensor(1.7), "label_smoothing": 0.1} if weighted else {}
+    options = (
+        {"weight": torch.rand(70_003), "pos_weight": torch.tensor(1.7), "label_smoothing": 0.1} if weighted else {}
+    )
     got = elements(logits, target, **options)
     _C.set_isa("baseline")
     for ours, baseline in zip(got, elements(logits, target, **options), strict=True):
@@ -154,7 +158,8 @@ def test_special_values(dtype, weighted, isa):
     inf, nan = math.inf, math.nan
     table = [  # logit, target, loss, gradient
         (inf, 1, 0, 0), (-inf, 0, 0, 0), (inf, 0, inf, 1), (-inf, 1, inf, -1),
-        (0.0, 0, math.log(2), 0.5), (-0.0, 0, math.log(2), 0.5), (0.0, 1, math.log(2), -0.5), (-0.0, 1, math.log(2), -0.5),
+        (0.0, 0, math.log(2), 0.5), (-0.0, 0, math.log(2), 0.5),
+        (0.0, 1, math.log(2), -0.5), (-0.0, 1, math.log(2), -0.5),
         (nan, 0, nan, nan), (nan, 1, nan, nan), (0.0, nan, nan, nan),
         (torch.finfo(dtype).tiny, 0, math.log(2), 0.5), (torch.finfo(dtype).max, 0, torch.finfo(dtype).max, 1),
     ]  # fmt: skip

@@ -98,7 +98,10 @@ def test_dtypes_are_torchs(logits_dtype, target_dtype, autocast):
         exact = reference.loss(logits.detach().double(), target.double())
         exact = exact if reduction == "none" else getattr(exact, reduction)()
         assert ours.dtype == torchs.dtype
-        lowest = max(torch.finfo(d).eps for d in (ours.dtype, torch.float32 if torch.float64 not in (logits_dtype, target_dtype) else torch.float64))
+        lowest = max(
+            torch.finfo(d).eps
+            for d in (ours.dtype, torch.float32 if torch.float64 not in (logits_dtype, target_dtype) else torch.float64)
+        )
         torch.testing.assert_close(ours.detach().double(), exact, rtol=2 * lowest, atol=0)
         (grad,) = torch.autograd.grad(ours.sum(), logits)
         assert grad.dtype == logits_dtype and grad.isfinite().all()
@@ -129,7 +132,9 @@ def test_random_broadcasts(shape, keep, reduction, seed):
     rand = lambda s: torch.rand(s, dtype=torch.double, generator=generator)  # noqa: E731
     logits = (8 * rand(shape) - 4).requires_grad_()
     weight_shape = [n if k else 1 for n, k in zip(shape, keep, strict=False)]
-    assert_same(*both(logits, rand(shape), weight=rand(weight_shape), pos_weight=rand(weight_shape[1:]), reduction=reduction))
+    assert_same(
+        *both(logits, rand(shape), weight=rand(weight_shape), pos_weight=rand(weight_shape[1:]), reduction=reduction)
+    )
 
 
 @pytest.mark.parametrize("size_average,reduce", [(True, None), (False, True), (True, True), (None, False)])

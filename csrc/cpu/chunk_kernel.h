@@ -198,7 +198,8 @@ void run_types(const Problem& problem, int64_t first, int64_t last, double* part
     return !problem.compute_double && problem.logits.dtype == dtype && is_full(problem.logits, problem.numel) &&
            (!has_elements(kOutput) || problem.out_dtype == dtype);
   };
-  if (problem.compute_double) return run_chunks<kOutput, kPlain, double, double, double>(problem, first, last, partials);
+  if (problem.compute_double)
+    return run_chunks<kOutput, kPlain, double, double, double>(problem, first, last, partials);
   if constexpr (kPlain) {
     const DType target = is_full(problem.target, problem.numel) ? problem.target.dtype : DType::kFloat32;
     if (in_place(DType::kFloat16)) {

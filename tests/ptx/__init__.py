@@ -29,6 +29,7 @@ Not here, and refused: mma, cp.async, clusters, textures, named barriers, indire
 flags, packed arithmetic. Ordering between blocks is judged per block, not by the full PTX memory model, and a write
 after a read by another block is not judged. Not shown by running PTX: bugs of ptxas, of the launch code, and speed.
 """
+
 from .formats import PtxError
 from .kernel import Kernel, Stats
 from .memory import Buffer, Memory

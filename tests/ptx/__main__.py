@@ -1,4 +1,5 @@
 """python -m ptx FILE.ptx: list the kernels of a file and every instruction the interpreter does not know."""
+
 import sys
 
 from . import load_file
@@ -13,8 +14,10 @@ def main(arguments: list[str]) -> int:
     unsupported = 0
     for kernel in module.kernels.values():
         program = kernel.program
-        print(f"{kernel.name}: {len(program.code) - 1} instructions, {program.shared.nbytes} bytes shared, "
-              f"{len(program.unsupported)} unsupported")
+        print(
+            f"{kernel.name}: {len(program.code) - 1} instructions, {program.shared.nbytes} bytes shared, "
+            f"{len(program.unsupported)} unsupported"
+        )
         for instruction in program.unsupported:
             print(f"   {instruction}")
         unsupported += len(program.unsupported)

@@ -1,13 +1,25 @@
 """Checks of memory accesses: which bytes an address means, and whether a thread may touch them."""
+
 from __future__ import annotations
 
 import numpy as np
 
-from .memory import (LOCAL_BASE, MAPPED, MAX_ACCESS, SHARED_BASE, VARIABLE_GAP, WRITABLE, Layout, Memory, Segment,
-                     round_up, rows_of)
+from .memory import (
+    LOCAL_BASE,
+    MAPPED,
+    MAX_ACCESS,
+    SHARED_BASE,
+    VARIABLE_GAP,
+    WRITABLE,
+    Layout,
+    Memory,
+    Segment,
+    round_up,
+    rows_of,
+)
 from .races import Shadow
 
-SECTOR = 32                             # bytes; the unit in which a GPU moves memory
+SECTOR = 32  # bytes; the unit in which a GPU moves memory
 
 
 class AddressSpaces:
@@ -21,7 +33,9 @@ class AddressSpaces:
         names = [*_names(shared), (self.dynamic_offset, "dynamic shared memory")]
         self.segments = {
             "global": Segment("global", memory.data, memory.flags, shadow),
-            "shared": Segment.copies("shared", blocks, round_up(dynamic[1], MAX_ACCESS), [*shared.ranges, dynamic], names),
+            "shared": Segment.copies(
+                "shared", blocks, round_up(dynamic[1], MAX_ACCESS), [*shared.ranges, dynamic], names
+            ),
             "local": Segment.copies("local", lanes, round_up(local.end, MAX_ACCESS), local.ranges, _names(local)),
         }
         self.segments["const"] = self.segments["global"]
@@ -56,7 +70,7 @@ class AddressSpaces:
         permitted = segment.permits(rows, nbytes, MAPPED | need)
         if permitted is not None:
             i = np.flatnonzero(~permitted)[0]
-            flags = segment.flags[offsets[i]:offsets[i] + nbytes]
+            flags = segment.flags[offsets[i] : offsets[i] + nbytes]
             self._refuse(wave, segment, addresses[i], flags, lanes[i], nbytes, need)
         return segment, offsets, rows
 

@@ -1,4 +1,5 @@
 """Floating-point add, sub, mul, fma, min, max, neg, abs, div, rcp, sqrt, ex2."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,7 +12,8 @@ MODES = ("rn", "rz", "rm", "rp")
 NATIVE = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
 # Largest relative errors of the .approx forms, from the PTX manual. Forms without a bound that holds for every
 # input (div.approx) or that these kernels have no use for (sin, cos, tanh, lg2, rsqrt) are not offered.
-APPROX_ERROR = {"rcp": 2.0 ** -23, "ex2": 2.0 ** -22}
+APPROX_ERROR = {"rcp": 2.0**-23, "ex2": 2.0**-22}
+INFINITY = np.float32(np.inf)
 
 
 def float_arithmetic(operands, instruction, name: str):
@@ -44,9 +46,10 @@ def arithmetic_function(name: str, kind: str, modifiers):
         result = core(*values)
         if flushing:
             result = flush(result)
-        if saturate:                                     # a NaN becomes 0
+        if saturate:  # a NaN becomes 0
             result = np.where(result > 0, np.minimum(result, 1), 0).astype(result.dtype)
         return result
+
     return run
 
 
@@ -60,16 +63,17 @@ def _core(name: str, kind: str, mode: str):
 
     def run(*values):
         values = [to_f64(value, kind) for value in values]
-        if name == "mul":                                # exact: at most 48 significant bits
+        if name == "mul":  # exact: at most 48 significant bits
             return round_to(values[0] * values[1], kind, mode)
         if name == "fma":
             left, right = values[0] * values[1], values[2]
         else:
             left, right = values[0], values[1] if name == "add" else -values[1]
         total = add_odd(left, right)
-        if mode == "rm":                                 # x + (-x) is -0 when rounding down
+        if mode == "rm":  # x + (-x) is -0 when rounding down
             total = np.where((total == 0) & (np.signbit(left) != np.signbit(right)), -0.0, total)
         return round_to(total, kind, mode)
+
     return run
 
 
@@ -115,8 +119,8 @@ def minimum_maximum(operands, instruction):
         if others:
             raise PtxError(f"modifiers {others} of .{kind}")
         return operands.elementwise(instruction, np.minimum if smallest else np.maximum, kind, kind, kind)
-    choose = np.fmin if smallest else np.fmax            # a number wins over a NaN
-    choose_zero = np.bitwise_or if smallest else np.bitwise_and   # of +0 and -0: IEEE 754-2019 orders them
+    choose = np.fmin if smallest else np.fmax  # a number wins over a NaN
+    choose_zero = np.bitwise_or if smallest else np.bitwise_and  # of +0 and -0: IEEE 754-2019 orders them
 
     def run(a, b):
         if kind == "bf16":
@@ -124,13 +128,14 @@ def minimum_maximum(operands, instruction):
         if "ftz" in others:
             a, b = flush(a), flush(b)
         result = choose(a, b)
-        if not result.all():                             # some zeros
+        if not result.all():  # some zeros
             raw = np.dtype(f"u{result.itemsize}")
             zero = choose_zero(a.view(raw), b.view(raw)).view(result.dtype)
             result = np.where((a == 0) & (b == 0), zero, result)
         if "NaN" in others:
             result = np.where(np.isnan(a) | np.isnan(b), result.dtype.type(np.nan), result)
         return round_to(result, "bf16") if kind == "bf16" else result
+
     return operands.elementwise(instruction, run, kind, kind, kind)
 
 
@@ -160,7 +165,9 @@ def _rounded(operands, instruction, function, sources: int):
         raise PtxError("rounding mode or type")
     if "ftz" not in others:
         return operands.elementwise(instruction, function, kind, *[kind] * sources)
-    return operands.elementwise(instruction, lambda *a: flush(function(*[flush(x) for x in a])), kind, *[kind] * sources)
+    return operands.elementwise(
+        instruction, lambda *a: flush(function(*[flush(x) for x in a])), kind, *[kind] * sources
+    )
 
 
 def _approximate(operands, instruction, function):
@@ -178,7 +185,7 @@ def _approximate(operands, instruction, function):
         if flushing:
             value = flush(value)
         exact = function(value.astype(np.float64, copy=False))
-        if kind == "f64":                                # the hardware gives the upper word only
+        if kind == "f64":  # the hardware gives the upper word only
             upper = exact.view(np.uint64) & np.uint64(0xFFFFFFFF00000000)
             return write(wave, lanes, upper.view(np.float64))
         moved = exact
@@ -186,5 +193,10 @@ def _approximate(operands, instruction, function):
             noise = wave.random.uniform(-1, 1, np.shape(exact)) * (bound * np.abs(exact))
             moved = exact + np.where(np.isfinite(exact) & (exact != 0), noise, 0)
         result = round_to(moved, kind)
+        back = result.astype(np.float64)  # rounding must not leave the bound
+        beyond = np.abs(back - exact) > bound * np.abs(exact)
+        result = np.where(beyond, np.nextafter(result, np.where(back > exact, -INFINITY, INFINITY)), result)
         write(wave, lanes, flush(result) if flushing else result)
+        return None
+
     return run

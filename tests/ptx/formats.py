@@ -1,4 +1,5 @@
 """PTX scalar types, their numpy counterparts, and literals."""
+
 from __future__ import annotations
 
 import re
@@ -12,12 +13,25 @@ class PtxError(RuntimeError):
 
 # bf16 has no numpy type: its values stay the 16 raw bits. A packed pair is its 32 raw bits.
 NUMPY = {
-    "u8": np.uint8, "s8": np.int8, "b8": np.uint8,
-    "u16": np.uint16, "s16": np.int16, "b16": np.uint16,
-    "u32": np.uint32, "s32": np.int32, "b32": np.uint32,
-    "u64": np.uint64, "s64": np.int64, "b64": np.uint64,
-    "f16": np.float16, "bf16": np.uint16, "f32": np.float32, "f64": np.float64,
-    "f16x2": np.uint32, "bf16x2": np.uint32, "pred": np.bool_,
+    "u8": np.uint8,
+    "s8": np.int8,
+    "b8": np.uint8,
+    "u16": np.uint16,
+    "s16": np.int16,
+    "b16": np.uint16,
+    "u32": np.uint32,
+    "s32": np.int32,
+    "b32": np.uint32,
+    "u64": np.uint64,
+    "s64": np.int64,
+    "b64": np.uint64,
+    "f16": np.float16,
+    "bf16": np.uint16,
+    "f32": np.float32,
+    "f64": np.float64,
+    "f16x2": np.uint32,
+    "bf16x2": np.uint32,
+    "pred": np.bool_,
 }
 RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 FLOATS = frozenset({"f16", "bf16", "f32", "f64"})

@@ -1,4 +1,5 @@
 """Integer arithmetic, shifts and bit fields, and the opcodes add, sub, mul, div that also have float forms."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -53,11 +54,12 @@ def _high_half(kind: str):
     if not is_signed(kind):
         return _high_word_64
 
-    def signed(a, b):                                    # the unsigned result, less what the sign bits added
+    def signed(a, b):  # the unsigned result, less what the sign bits added
         unsigned_a, unsigned_b = a.view(np.uint64), b.view(np.uint64)
         high = _high_word_64(unsigned_a, unsigned_b)
         high = high - np.where(a < 0, unsigned_b, 0) - np.where(b < 0, unsigned_a, 0)
         return high.view(np.int64)
+
     return signed
 
 
@@ -82,11 +84,12 @@ def divide(operands, instruction):
         if not b.all():
             raise PtxError(f"{instruction}: integer division by zero")
         if instruction.opcode == "rem":
-            return np.fmod(a, b)                         # the sign of the dividend, as PTX says
+            return np.fmod(a, b)  # the sign of the dividend, as PTX says
         quotient = a // b
-        if is_signed(kind):                              # numpy rounds down, PTX towards zero
+        if is_signed(kind):  # numpy rounds down, PTX towards zero
             quotient = quotient + ((quotient * b != a) & ((a < 0) != (b < 0))).astype(quotient.dtype)
         return quotient
+
     return operands.elementwise(instruction, run, kind, kind, kind)
 
 
@@ -123,6 +126,7 @@ def lookup_logic(operands, instruction):
         for term in terms:
             result = result | (inputs[0][term >> 2 & 1] & inputs[1][term >> 1 & 1] & inputs[2][term & 1])
         write(wave, lanes, result)
+
     return run
 
 
@@ -142,6 +146,7 @@ def shift(operands, instruction):
             if is_signed(kind):
                 return shifted
         return np.where(amount > widest, dtype(0), shifted)
+
     return operands.elementwise(instruction, run, kind, kind, "u32")
 
 
@@ -157,6 +162,7 @@ def funnel_shift(operands, instruction):
         both = _join(high, low)
         shifted = both >> (np.uint64(32) - amount) if "l" in others else both >> amount
         return (shifted & LOW_WORD).astype(np.uint32)
+
     return operands.elementwise(instruction, run, kind, kind, kind, kind)
 
 
@@ -184,6 +190,7 @@ def count_leading_zeros(operands, instruction):
     def run(a):
         leading = _bits(a)[:, ::-1].argmax(1)
         return np.where(a == 0, bits_of(kind), leading).astype(np.uint32)
+
     return operands.elementwise(instruction, run, "u32", kind)
 
 
@@ -193,6 +200,7 @@ def reverse_bits(operands, instruction):
 
     def run(a):
         return np.packbits(_bits(a)[:, ::-1], axis=1, bitorder="little").view(NUMPY[kind])[:, 0]
+
     return operands.elementwise(instruction, run, kind, kind)
 
 
@@ -219,6 +227,7 @@ def extract_field(operands, instruction):
             fill = _shift_left(ALL_ONES, np.minimum(length, available))
             field = np.where((sign == 1) & (length > 0), field | fill, field)
         return field.astype(f"u{size_of(kind)}").view(dtype)
+
     return operands.elementwise(instruction, run, kind, kind, "u32", "u32")
 
 
@@ -231,6 +240,7 @@ def insert_field(operands, instruction):
         mask = _shift_left(~_shift_left(ALL_ONES, length), start)
         result = (into & ~mask) | (_shift_left(field.astype(np.uint64), start) & mask)
         return result.astype(NUMPY[kind])
+
     return operands.elementwise(instruction, run, kind, kind, kind, "u32", "u32")
 
 
@@ -251,4 +261,5 @@ def permute_bytes(operands, instruction):
             byte = np.where(choice & np.uint64(8), sign, byte)
             result = result | (byte << np.uint64(8 * position))
         return result.astype(np.uint32)
+
     return operands.elementwise(instruction, run, kind, kind, kind, kind)

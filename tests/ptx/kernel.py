@@ -1,4 +1,5 @@
 """Kernels: arguments, launches, statistics and coverage."""
+
 from __future__ import annotations
 
 import re
@@ -32,9 +33,11 @@ class Stats:
 
     def __repr__(self) -> str:
         warnings = f", warnings {dict(self.warnings)}" if self.warnings else ""
-        return (f"<{self.steps} steps, {self.thread_instructions} thread instructions, {self.barriers} barriers, "
-                f"loads {self.load_bytes} B in {self.load_sectors} sectors, "
-                f"stores {self.store_bytes} B in {self.store_sectors} sectors{warnings}>")
+        return (
+            f"<{self.steps} steps, {self.thread_instructions} thread instructions, {self.barriers} barriers, "
+            f"loads {self.load_bytes} B in {self.load_sectors} sectors, "
+            f"stores {self.store_bytes} B in {self.store_sectors} sectors{warnings}>"
+        )
 
 
 @dataclass
@@ -67,8 +70,21 @@ class Kernel:
     def program(self) -> Program:
         return Program(self.module, self._function)
 
-    def launch(self, grid, block, args, shared=0, schedule="lockstep", seed=0, racecheck=True, approx_noise=False,
-               max_steps=10_000_000, max_lanes=1 << 15, mem=None, blocks=None) -> Stats:
+    def launch(
+        self,
+        grid,
+        block,
+        args,
+        shared=0,
+        schedule="lockstep",
+        seed=0,
+        racecheck=True,
+        approx_noise=False,
+        max_steps=10_000_000,
+        max_lanes=1 << 15,
+        mem=None,
+        blocks=None,
+    ) -> Stats:
         """Run the kernel to its end.
 
         ``grid``, ``block``: an int or up to three. ``args``: Buffers, ints (also addresses), floats, numpy scalars,
@@ -88,10 +104,24 @@ class Kernel:
             raise PtxError(f"schedule {schedule!r}: one of {', '.join(SCHEDULES)}")
         mem = _memory_of(args, mem)
         parameters = self._pack(args)
-        symbols = self._symbols(mem)                     # may enlarge the memory that the shadow must cover
+        symbols = self._symbols(mem)  # may enlarge the memory that the shadow must cover
         shadow = Shadow(len(mem.data)) if racecheck else None
-        launch = Launch(self.name, program, mem, symbols, parameters, grid, block, shared, schedule,
-                        np.random.default_rng(seed), shadow, approx_noise, max_steps, Stats())
+        launch = Launch(
+            self.name,
+            program,
+            mem,
+            symbols,
+            parameters,
+            grid,
+            block,
+            shared,
+            schedule,
+            np.random.default_rng(seed),
+            shadow,
+            approx_noise,
+            max_steps,
+            Stats(),
+        )
         order = np.arange(count) if blocks is None else np.asarray(blocks)
         if schedule == "reverse":
             order = order[::-1]
@@ -100,7 +130,7 @@ class Kernel:
         together = max(1, max_lanes // ((threads + 31) // 32 * 32))
         with np.errstate(all="ignore"):
             for first in range(0, len(order), together):
-                Wave(launch, order[first:first + together]).run()
+                Wave(launch, order[first : first + together]).run()
         return launch.stats
 
     def _pack(self, args) -> np.ndarray:
@@ -108,8 +138,8 @@ class Kernel:
         if len(args) != len(parameters):
             raise PtxError(f"{self.name} takes {len(parameters)} arguments, got {len(args)}")
         packed = np.zeros(self.program.parameter_bytes, np.uint8)
-        for (variable, offset), value in zip(parameters, args):
-            packed[offset:offset + variable.nbytes] = np.frombuffer(_argument_bytes(variable, value), np.uint8)
+        for (variable, offset), value in zip(parameters, args, strict=False):
+            packed[offset : offset + variable.nbytes] = np.frombuffer(_argument_bytes(variable, value), np.uint8)
         return packed
 
     def _symbols(self, memory: Memory) -> dict[str, Buffer]:

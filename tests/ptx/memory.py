@@ -1,4 +1,5 @@
 """Memory: the bytes, and for each byte whether it exists, may be written, and was ever written."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -7,15 +8,15 @@ from .formats import RAW, PtxError, size_of
 from .syntax import Variable
 
 MAPPED, WRITABLE, INITIALISED = 1, 2, 4
-MAX_ACCESS = 16                         # bytes one thread moves at once; every size below is a multiple of it
+MAX_ACCESS = 16  # bytes one thread moves at once; every size below is a multiple of it
 
 # Generic addresses: global memory first, then windows (see Memory.window), then shared and local memory.
 GLOBAL_BASE = 1 << 32
 WINDOW_SPAN = 1 << 36
 SHARED_BASE = 1 << 40
 LOCAL_BASE = 1 << 41
-GUARD = 256                             # unmapped bytes after every allocation
-VARIABLE_GAP = 128                      # unmapped bytes before each shared or local variable
+GUARD = 256  # unmapped bytes after every allocation
+VARIABLE_GAP = 128  # unmapped bytes before each shared or local variable
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -25,18 +26,18 @@ def round_up(value: int, multiple: int) -> int:
 class Buffer:
     """An allocation in Memory. ``addr`` is what a kernel gets; ``buf.addr + 4`` passes a pointer off the grid."""
 
-    def __init__(self, memory: "Memory", offset: int, shape, dtype, nbytes: int, address: int | None = None):
+    def __init__(self, memory: Memory, offset: int, shape, dtype, nbytes: int, address: int | None = None):
         self.memory, self.offset, self.shape, self.dtype, self.nbytes = memory, offset, shape, dtype, nbytes
         self.addr = GLOBAL_BASE + offset if address is None else address
 
     def read(self) -> np.ndarray:
         """A copy of the contents."""
-        stored = self.memory.data[self.offset:self.offset + self.nbytes]
+        stored = self.memory.data[self.offset : self.offset + self.nbytes]
         return stored.copy().view(self.dtype).reshape(self.shape)
 
     def initialised(self) -> bool:
         """True if every byte has been written."""
-        flags = self.memory.flags[self.offset:self.offset + self.nbytes]
+        flags = self.memory.flags[self.offset : self.offset + self.nbytes]
         return bool((flags & INITIALISED).all())
 
 
@@ -46,8 +47,8 @@ class Memory:
     def __init__(self):
         self.data = np.zeros(4096, np.uint8)
         self.flags = np.zeros(4096, np.uint8)
-        self.windows: list[tuple[int, int, int]] = []    # first address, end, distance to the stored bytes
-        self.symbols: dict = {}                          # module-level variables, placed by the first launch
+        self.windows: list[tuple[int, int, int]] = []  # first address, end, distance to the stored bytes
+        self.symbols: dict = {}  # module-level variables, placed by the first launch
         self._end = GUARD
 
     def _allocate(self, nbytes: int, flags: int) -> int:
@@ -57,7 +58,7 @@ class Memory:
             size = round_up(max(2 * len(self.data), self._end + 4096), GUARD)
             more = np.zeros(size - len(self.data), np.uint8)
             self.data, self.flags = np.concatenate([self.data, more]), np.concatenate([self.flags, more])
-        self.flags[offset:offset + nbytes] = flags
+        self.flags[offset : offset + nbytes] = flags
         return offset
 
     def array(self, values, readonly: bool = False) -> Buffer:
@@ -66,7 +67,7 @@ class Memory:
         shape = values.shape
         values = np.ascontiguousarray(values)
         offset = self._allocate(values.nbytes, MAPPED | INITIALISED | (0 if readonly else WRITABLE))
-        self.data[offset:offset + values.nbytes] = values.reshape(-1).view(np.uint8)
+        self.data[offset : offset + values.nbytes] = values.reshape(-1).view(np.uint8)
         return Buffer(self, offset, shape, values.dtype, values.nbytes)
 
     def empty(self, shape, dtype) -> Buffer:
@@ -74,7 +75,7 @@ class Memory:
         dtype = np.dtype(dtype)
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         offset = self._allocate(nbytes, MAPPED | WRITABLE)
-        self.data[offset:offset + nbytes] = 0xFF
+        self.data[offset : offset + nbytes] = 0xFF
         return Buffer(self, offset, shape, dtype, nbytes)
 
     def zeros(self, shape, dtype) -> Buffer:
@@ -133,10 +134,10 @@ class Segment:
 
     def __init__(self, space: str, data: np.ndarray, flags: np.ndarray, shadow=None, stride: int = 0, names=()):
         self.space, self.data, self.flags, self.shadow, self.stride = space, data, flags, shadow, stride
-        self.names = list(names)                         # (offset, variable) for error messages
+        self.names = list(names)  # (offset, variable) for error messages
 
     @classmethod
-    def copies(cls, space: str, count: int, size: int, ranges, names=()) -> "Segment":
+    def copies(cls, space: str, count: int, size: int, ranges, names=()) -> Segment:
         """``count`` uninitialised copies of ``size`` bytes of which only the (start, end) ``ranges`` are mapped."""
         flags = np.zeros(size, np.uint8)
         for start, end in ranges:

@@ -1,4 +1,5 @@
 """Loads, stores, integer atomics and fences."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,8 +12,23 @@ from .races import Access, check_read, check_write, record_atomic
 SPACES = ("global", "shared", "local", "param", "const")
 SCOPES = {"cta", "gpu", "sys"}
 ORDER = {"weak", "volatile", "relaxed", "acquire", "release", "acq_rel"}
-CACHE_HINTS = {"ca", "cg", "cs", "lu", "cv", "wb", "wt", "L1::no_allocate", "L1::evict_first", "L1::evict_last",
-               "L1::evict_normal", "L1::evict_unchanged", "L2::64B", "L2::128B", "L2::256B"}
+CACHE_HINTS = {
+    "ca",
+    "cg",
+    "cs",
+    "lu",
+    "cv",
+    "wb",
+    "wt",
+    "L1::no_allocate",
+    "L1::evict_first",
+    "L1::evict_last",
+    "L1::evict_normal",
+    "L1::evict_unchanged",
+    "L2::64B",
+    "L2::128B",
+    "L2::256B",
+}
 VECTORS = {"v2": 2, "v4": 4, "v8": 8}
 ATOMICS = ("add", "inc", "dec", "exch", "min", "max", "and", "or", "xor")
 
@@ -43,7 +59,7 @@ def _load_memory(address, writes, kind: str, space: str, modifiers):
     raw, dtype = raw_type(kind), NUMPY[kind]
     nbytes = size_of(kind) * len(writes)
     non_coherent = "nc" in modifiers
-    strong = "acquire" in modifiers or "relaxed" in modifiers        # counts as an atomic read
+    strong = "acquire" in modifiers or "relaxed" in modifiers  # counts as an atomic read
 
     def run(wave, selection):
         lanes = wave.lanes[selection]
@@ -59,13 +75,14 @@ def _load_memory(address, writes, kind: str, space: str, modifiers):
         values = segment.elements(rows, raw, len(writes)).view(dtype)
         for i, write in enumerate(writes):
             write(wave, selection, values[:, i])
+
     return run
 
 
 def _load_parameter(operands, text: str, writes, kind: str):
     base, offset = operands.split_address(text)
     program, size = operands.program, size_of(kind)
-    if base in program.local_offsets:                                # parameter of an inlined function
+    if base in program.local_offsets:  # parameter of an inlined function
         return _load_memory(operands.address(text), writes, kind, "local", ())
     if base not in program.parameter_offsets:
         raise PtxError(f"parameter address {text}")
@@ -74,9 +91,10 @@ def _load_parameter(operands, text: str, writes, kind: str):
         raise PtxError(f"parameter address {text}")
 
     def run(wave, selection):
-        values = wave.parameters[first:first + size * len(writes)].copy().view(NUMPY[kind])
+        values = wave.parameters[first : first + size * len(writes)].copy().view(NUMPY[kind])
         for i, write in enumerate(writes):
-            write(wave, selection, values[i:i + 1])
+            write(wave, selection, values[i : i + 1])
+
     return run
 
 
@@ -87,12 +105,12 @@ def store(operands, instruction):
     names = operands.vector(source)
     if len(names) != count:
         raise PtxError("vector length")
-    if space == "param":                                             # argument of an inlined function
+    if space == "param":  # argument of an inlined function
         space = "local"
     reads = [operands.source(name, kind) for name in names]
     address = operands.address(target)
     raw, nbytes = raw_type(kind), size_of(kind) * count
-    strong = "release" in others or "relaxed" in others              # counts as an atomic write
+    strong = "release" in others or "relaxed" in others  # counts as an atomic write
 
     def run(wave, selection):
         lanes = wave.lanes[selection]
@@ -114,6 +132,7 @@ def store(operands, instruction):
             wave.stats.ops[f"st.global {nbytes} bytes"] += len(lanes)
         segment.data.view(raw).reshape(-1, count)[rows] = values
         segment.flags.reshape(-1, nbytes)[rows] |= INITIALISED
+
     return run
 
 
@@ -152,6 +171,7 @@ def atomic(operands, instruction):
         wave.stats.ops[f"atomic {name}"] += len(lanes)
         if write:
             write(wave, selection, old)
+
     return run
 
 
@@ -172,9 +192,10 @@ def _atomic_function(name: str, dtype):
 @opcode("membar", "fence")
 def fence(operands, instruction):
     instruction.split_modifiers({"cta", "gl", "sys", "gpu", "sc", "acq_rel"})
-    if "cta" in instruction.modifiers:                               # orders nothing between blocks
+    if "cta" in instruction.modifiers:  # orders nothing between blocks
         return lambda wave, selection: None
 
     def run(wave, selection):
         wave.fence_time[wave.block[selection]] = wave.time
+
     return run

@@ -1,9 +1,11 @@
 """A PTX file: its module-level variables, functions and kernels."""
+
 from __future__ import annotations
 
 import re
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -21,8 +23,8 @@ _LINE_DIRECTIVE = re.compile(r"\.(version|target|address_size|file|loc|pragma)\b
 _SECTION = re.compile(r"(\.\w+\s+)*\.section\b")
 _FUNCTION = re.compile(r"(\.(visible|weak|extern|common)\s+)*\.(entry|func)\b")
 _SIGNATURE = re.compile(
-    r"[^{]*?\.(?P<what>entry|func)\s*(\((?P<results>[^)]*)\))?\s*(?P<name>[\w$.]+)\s*(\((?P<parameters>[^)]*)\))?",
-    re.S)
+    r"[^{]*?\.(?P<what>entry|func)\s*(\((?P<results>[^)]*)\))?\s*(?P<name>[\w$.]+)\s*(\((?P<parameters>[^)]*)\))?", re.S
+)
 _THREAD_LIMIT = re.compile(r"\.(?:maxntid|reqntid)\s+([\d,\s]+)")
 _BRACE = re.compile(r"[{}]")
 MAX_THREADS = 1024
@@ -34,7 +36,7 @@ class Function:
     results: list[Variable]
     body: str
     line: int
-    max_threads: int = field(default=MAX_THREADS)
+    max_threads: int = MAX_THREADS
 
 
 class Module:
@@ -59,7 +61,6 @@ class Module:
             position = self._statement(text, start, line, entries)
             line += text.count("\n", start, position)
         self.kernels = {name: Kernel(self, name, function) for name, function in entries.items()}
-        self._demangled: dict[str, str] | None = None
 
     def _statement(self, text: str, start: int, line: int, entries: dict) -> int:
         """Take in the statement that begins at ``start``; returns its end."""
@@ -80,7 +81,7 @@ class Module:
     def _function(self, text: str, start: int, line: int, entries: dict) -> int:
         opening, semicolon = text.find("{", start), text.find(";", start)
         if semicolon != -1 and (opening == -1 or semicolon < opening):
-            return semicolon + 1                         # a declaration without a body
+            return semicolon + 1  # a declaration without a body
         signature = _SIGNATURE.match(text, start)
         depth = 0
         for brace in _BRACE.finditer(text, opening):
@@ -89,36 +90,44 @@ class Module:
                 break
         else:
             raise PtxError(f"line {line}: no end of {signature['name']}")
-        limit = _THREAD_LIMIT.search(text[signature.end():opening])
+        limit = _THREAD_LIMIT.search(text[signature.end() : opening])
         function = Function(
-            _variables(signature["parameters"]), _variables(signature["results"]), text[opening + 1:brace.start()],
+            _variables(signature["parameters"]),
+            _variables(signature["results"]),
+            text[opening + 1 : brace.start()],
             line + text.count("\n", start, opening + 1),
-            int(np.prod([int(size) for size in limit[1].split(",")])) if limit else MAX_THREADS)
+            int(np.prod([int(size) for size in limit[1].split(",")])) if limit else MAX_THREADS,
+        )
         (entries if signature["what"] == "entry" else self.functions)[signature["name"]] = function
         return brace.end()
 
     def __getitem__(self, name: str) -> Kernel:
-        if name in self.kernels:
-            return self.kernels[name]
-        if self._demangled is None:
-            self._demangled = _demangle(list(self.kernels))
-        found = [kernel for kernel in self.kernels if name in kernel or name in self._demangled[kernel]]
-        if len(found) != 1:
-            raise KeyError(f"{name!r} matches {len(found)} kernels of {list(self._demangled.values())}")
-        return self.kernels[found[0]]
+        return self.kernels[match_name(name, list(self.kernels))]
 
 
 def _variables(text: str | None) -> list[Variable]:
     return [variable for part in split_operands(text or "") if part for variable in parse_declaration(part)]
 
 
-def _demangle(names: list[str]) -> dict[str, str]:
+@lru_cache
+def demangle(names: tuple[str, ...]) -> tuple[str, ...]:
     """Names as C++ writes them; the names themselves where c++filt is missing."""
     try:
         result = subprocess.run(["c++filt"], input="\n".join(names), text=True, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return {name: name for name in names}
-    return dict(zip(names, result.stdout.split("\n")))
+        return names
+    return tuple(result.stdout.split("\n")[: len(names)])
+
+
+def match_name(part: str, names: list[str]) -> str:
+    """The one of the mangled ``names`` that is ``part``, or contains it in mangled or demangled form."""
+    if part in names:
+        return part
+    readable = demangle(tuple(names))
+    found = [name for name, text in zip(names, readable, strict=True) if part in name or part in text]
+    if len(found) != 1:
+        raise KeyError(f"{part!r} matches {len(found)} kernels of {list(readable)}")
+    return found[0]
 
 
 def load(text: str) -> Module:

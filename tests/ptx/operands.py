@@ -3,10 +3,11 @@
 A *selection* is a slice of thread numbers or an index array: ``array[selection]`` works with both. ``read(wave,
 selection)`` returns one value for each selected thread, or a single element that all share.
 """
+
 from __future__ import annotations
 
 import re
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,10 +22,12 @@ _ADDRESS = re.compile(r"\[\s*(.+?)\s*(?:\+\s*(-?\w+))?\s*\]")
 
 def opcode(*names: str):
     """Register a function (operands, instruction) -> run(wave, selection) for these opcodes."""
+
     def register(build):
         for name in names:
             OPCODES[name] = build
         return build
+
     return register
 
 
@@ -106,12 +109,16 @@ class Operands:
         if (storage == np.bool_) != (kind == "pred") or storage.itemsize < dtype.itemsize:
             raise PtxError(f"register {name} written as .{kind}")
         if storage == dtype:
+
             def write_same(wave, selection, value):
                 wave.registers[name][selection] = value
+
             return write_same
         if storage.itemsize == dtype.itemsize:
+
             def write(wave, selection, value):
                 wave.registers[name][selection] = value.astype(dtype, copy=False).view(storage)
+
             return write
         wide = np.dtype(f"i{storage.itemsize}") if dtype.kind == "i" else storage
         raw = raw_type(kind)
@@ -120,15 +127,16 @@ class Operands:
             value = value.astype(dtype, copy=False)
             value = value.view(raw) if dtype.kind == "f" else value
             wave.registers[name][selection] = value.astype(wide).view(storage)
+
         return write_widened
 
     def elementwise(self, instruction, function, result: str, *kinds: str):
         """destination = function(sources...) for sources of the given types, lane by lane."""
         names = instruction.expect_operands(1 + len(kinds))
         write = self.destination(names[0], result)
-        reads = [self.source(name, kind) for name, kind in zip(names[1:], kinds)]
+        reads = [self.source(name, kind) for name, kind in zip(names[1:], kinds, strict=False)]
         if len(reads) == 1:
-            first, = reads
+            (first,) = reads
             return lambda wave, lanes: write(wave, lanes, function(first(wave, lanes)))
         if len(reads) == 2:
             first, second = reads

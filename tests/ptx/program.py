@@ -1,4 +1,5 @@
 """The body of one kernel as a flat list of decoded instructions."""
+
 from __future__ import annotations
 
 import re
@@ -76,7 +77,7 @@ class Program:
             if variable.space == "reg":
                 storage = np.bool_ if variable.kind == "pred" else RAW[max(2, size_of(variable.kind))]
                 self.registers[unique] = storage
-            elif variable.space in ("shared", "local", "param"):     # .param: an argument of an inlined call
+            elif variable.space in ("shared", "local", "param"):  # .param: an argument of an inlined call
                 self._place(unique, variable)
             else:
                 raise PtxError(f"declaration inside a function: {statement}")
@@ -102,7 +103,7 @@ class Program:
                     self._note_location(body[position:end])
                 else:
                     end = body.index(";", position) + 1
-                    statement = " ".join(body[position:end - 1].split())
+                    statement = " ".join(body[position : end - 1].split())
                     self._add_statement(statement, line, scopes, prefix, return_label, stack)
                 line += body.count("\n", position, end)
                 position = end
@@ -145,11 +146,11 @@ class Program:
         name = parts.pop(0)
         arguments = split_operands(parts[0][1:-1]) if parts else []
         function = self.module.functions.get(name)
-        if function is None or predicate or name in stack:           # a recursive call stays and is unsupported
+        if function is None or predicate or name in stack:  # a recursive call stays and is unsupported
             self._emit(Instruction("call", [], [name], predicate, False, line, statement))
             return
         formal = function.results + function.parameters
-        scope = {var.name: self._resolve(text, scopes) for var, text in zip(formal, results + arguments)}
+        scope = {var.name: self._resolve(text, scopes) for var, text in zip(formal, results + arguments, strict=False)}
         end = self._new_name("@return")
         self._add_block(function.body, function.line, [scope, {}], end, stack + (name,))
         self._labels[end] = len(self.code)
@@ -157,6 +158,7 @@ class Program:
     def _resolve(self, text: str, scopes: list[dict]) -> str:
         def unique(match):
             return next((scope[match[0]] for scope in reversed(scopes) if match[0] in scope), match[0])
+
         return _IDENTIFIER.sub(unique, text)
 
     def _emit(self, instruction: Instruction) -> None:
@@ -193,6 +195,7 @@ class Program:
 
         def fail(wave, lanes):
             raise PtxError(f"unsupported: {message}")
+
         instruction.run, instruction.control = fail, ""
 
 

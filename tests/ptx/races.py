@@ -1,4 +1,5 @@
 """Data races: who touched each byte last, and whether anything orders that access before the next one."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -12,13 +13,13 @@ class Shadow:
 
     def __init__(self, nbytes: int):
         self.writer = np.full(nbytes, UNTOUCHED, np.int64)
-        self.write_barriers = np.zeros(nbytes, np.int32)     # bar.sync its block had passed by then
-        self.write_warp_syncs = np.zeros(nbytes, np.int32)   # bar.warp.sync its warp had passed by then
+        self.write_barriers = np.zeros(nbytes, np.int32)  # bar.sync its block had passed by then
+        self.write_warp_syncs = np.zeros(nbytes, np.int32)  # bar.warp.sync its warp had passed by then
         self.write_time = np.zeros(nbytes, np.int64)
         self.reader = np.full(nbytes, UNTOUCHED, np.int64)
         self.read_barriers = np.zeros(nbytes, np.int32)
         self.read_warp_syncs = np.zeros(nbytes, np.int32)
-        self.readers = np.zeros(nbytes, np.uint8)            # ONE_THREAD, ONE_WARP or SEVERAL_WARPS
+        self.readers = np.zeros(nbytes, np.uint8)  # ONE_THREAD, ONE_WARP or SEVERAL_WARPS
 
 
 class Access:
@@ -123,8 +124,10 @@ def check_write(access: Access, new: np.ndarray) -> None:
     if repeated is not None:
         different = new[repeated[0]] != new[repeated[1]]
         if different.any():
-            wave.fail(f"data race: several threads write different values to one {space} address",
-                      access.lanes[repeated[1][different.any(axis=1)][0]])
+            wave.fail(
+                f"data race: several threads write different values to one {space} address",
+                access.lanes[repeated[1][different.any(axis=1)][0]],
+            )
         wave.stats.warnings["two threads wrote the same value to one address"] += 1
     _record_write(access, access.thread)
 
@@ -167,7 +170,7 @@ def _fenced(access: Access, writing_block: np.ndarray, write_time: np.ndarray) -
     numbers = wave.block_numbers
     order = np.argsort(numbers)
     position = np.minimum(np.searchsorted(numbers[order], writing_block), len(numbers) - 1)
-    writer = order[position]                             # its index in this wave, if it is one of its blocks
+    writer = order[position]  # its index in this wave, if it is one of its blocks
     here = numbers[writer] == writing_block
     fenced_here = (wave.fence_time[writer] > write_time) & (atomic_time > write_time)
-    return np.where(here, fenced_here, atomic_time >= 0)     # an earlier wave ended before this one began
+    return np.where(here, fenced_here, atomic_time >= 0)  # an earlier wave ended before this one began

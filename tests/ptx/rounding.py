@@ -3,6 +3,7 @@
 The common tool is *rounding to odd* (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008):
 a result that was rounded to odd in a wider type may be rounded once more without a double-rounding error.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -123,7 +124,7 @@ def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """float64 fused multiply-add, rounded to nearest: Boldo and Melquiond's algorithm, libm where it may overflow."""
     a, b, c = np.broadcast_arrays(a, b, c)
-    split = 134217729.0                                  # Dekker: 2**27 + 1
+    split = 134217729.0  # Dekker: 2**27 + 1
     a_high = a * split - (a * split - a)
     b_high = b * split - (b * split - b)
     a_low, b_low = a - a_high, b - b_high

@@ -1,4 +1,5 @@
 """Comparison, selection, moves and conversions."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -9,12 +10,24 @@ from .operands import opcode
 from .rounding import bf16_to_f32, f32_to_bf16, flush, round_to, to_f64
 
 INTEGER_COMPARE = {
-    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
-    "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lo": np.less,
+    "ls": np.less_equal,
+    "hi": np.greater,
+    "hs": np.greater_equal,
 }
 # Ordered comparisons are false where an operand is a NaN; the unordered ones (..u) are true there.
 FLOAT_COMPARE = {
-    "eq": np.equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+    "eq": np.equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
     "ne": lambda a, b: (a < b) | (a > b),
     "equ": lambda a, b: ~((a < b) | (a > b)),
     "neu": np.not_equal,
@@ -63,8 +76,9 @@ def compare(operands, instruction):
             results = [combine(result, with_other) for result in results]
         if not as_predicate:
             results = [_as_value(result, result_kind) for result in results]
-        for write, result in zip(writes, results):
+        for write, result in zip(writes, results, strict=False):
             write(wave, lanes, result)
+
     return run
 
 
@@ -110,6 +124,7 @@ def _unpack(operands, names: list[str], source: str, kind: str):
         value = read(wave, lanes).view(whole)
         for i, write in enumerate(writes):
             write(wave, lanes, (value >> whole(shift * i)).astype(NUMPY[part]))
+
     return run
 
 
@@ -124,6 +139,7 @@ def _pack(operands, destination: str, names: list[str], kind: str):
         for i, read in enumerate(reads):
             value = value | (read(wave, lanes).astype(whole) << whole(shift * i))
         write(wave, lanes, value.view(NUMPY[kind]))
+
     return run
 
 
@@ -168,9 +184,11 @@ def convert(operands, instruction):
 
 def _pack_floats(operands, instruction, half: str, mode: str | None):
     """Two f32 to a pair of 16-bit floats, the first source in the upper half."""
+
     def run(high, low):
         high, low = (_narrow_f32(value, half, mode).view(np.uint16).astype(np.uint32) for value in (high, low))
         return (high << np.uint32(16)) | low
+
     if mode not in ("rn", "rz"):
         raise PtxError("packed conversion without rounding mode")
     return operands.elementwise(instruction, run, "b32", "f32", "f32")
@@ -198,10 +216,11 @@ def _float_to_float(source: str, target: str, mode: str | None, flushing: bool, 
         value = to_f64(value, source)
         if mode in TO_INTEGER:
             value = TO_INTEGER[mode](value)
-        if saturate:                                     # a NaN and -0 become 0
+        if saturate:  # a NaN and -0 become 0
             value = np.where(value > 0, np.minimum(value, 1), 0)
         result = round_to(value, target, mode if mode in TO_FLOAT else "rn")
         return flush(result) if flushing and target == "f32" else result
+
     return run
 
 
@@ -218,9 +237,10 @@ def _float_to_integer(source: str, target: str, mode: str | None, flushing: bool
         value = np.where(np.isnan(value), 0, value)
         if size_of(target) < 8:
             return np.clip(value, limits.min, limits.max).astype(dtype)
-        fits = (value < float(limits.max)) & (value >= limits.min)      # float(max) is 2**63 or 2**64
+        fits = (value < float(limits.max)) & (value >= limits.min)  # float(max) is 2**63 or 2**64
         extreme = np.where(value > 0, dtype(limits.max), dtype(limits.min))
         return np.where(fits, np.where(fits, value, 0).astype(dtype), extreme)
+
     return run
 
 

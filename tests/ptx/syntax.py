@@ -1,9 +1,11 @@
 """Pieces of PTX text: declarations, operand lists and the instruction record."""
+
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Iterable
+from typing import Any
 
 from .formats import NUMPY, PtxError, size_of
 
@@ -38,13 +40,13 @@ class Instruction:
     opcode: str
     modifiers: list[str]
     operands: list[str]
-    predicate: str | None           # register that guards it
-    negated: bool                   # executes where the predicate is false
+    predicate: str | None  # register that guards it
+    negated: bool  # executes where the predicate is false
     line: int
     text: str
-    where: str = ""                 # CUDA source file:line, with nvcc -lineinfo
-    control: str = ""               # bra, exit, bar, wsync, or "" for straight-line code
-    target: int = -1                # of a branch
+    where: str = ""  # CUDA source file:line, with nvcc -lineinfo
+    control: str = ""  # bra, exit, bar, wsync, or "" for straight-line code
+    target: int = -1  # of a branch
     run: Any = None
     hits: int = field(default=0, compare=False)
 
@@ -95,7 +97,7 @@ def parse_declaration(statement: str) -> list[Variable]:
         raise PtxError(f"cannot parse declaration: {statement}")
     space, rest = match.groups()
     rest, _, init = rest.partition("=")
-    rest = _POINTER_HINT.sub("", rest)                   # says where a pointer points, not how it is stored
+    rest = _POINTER_HINT.sub("", rest)  # says where a pointer points, not how it is stored
     align = _ALIGN.search(rest)
     rest = _ALIGN.sub("", rest)
     match = _TYPE_AND_NAMES.match(rest)

@@ -1,15 +1,16 @@
 """Barriers, shuffles, votes, and the opcodes that change the flow of control."""
+
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 
 from .formats import PtxError
 from .operands import opcode
 
-NAN_PATTERN = np.uint32(0x7FFFFFFF)             # what a shuffle reads from a lane that takes no part
+NAN_PATTERN = np.uint32(0x7FFFFFFF)  # what a shuffle reads from a lane that takes no part
 
 
 @dataclass
@@ -29,7 +30,7 @@ class WarpOperation:
 @opcode("bra", "exit")
 def branch(operands, instruction):
     """The wave follows branches and exits itself."""
-    return None
+    return
 
 
 @opcode("trap")
@@ -51,10 +52,12 @@ def barrier(operands, instruction):
     if others == ["sync"]:
         if instruction.operands != ["0"]:
             raise PtxError("named or partial barrier")
-        return None                                      # the wave releases it
+        return None  # the wave releases it
     if others == ["warp", "sync"]:
+
         def run(wave, lanes):
             wave.warp_syncs[np.unique(wave.warp[lanes])] += 1
+
         return WarpOperation(operands.source(instruction.expect_operands(1)[0], "u32"), run)
     raise PtxError("form of the barrier")
 
@@ -87,6 +90,7 @@ def shuffle(operands, instruction):
         write(wave, lanes, everyone[source])
         if write_valid:
             write_valid(wave, lanes, valid)
+
     return WarpOperation(operands.source(mask, "u32"), run)
 
 
@@ -129,6 +133,8 @@ def vote(operands, instruction):
         voters = _lanes_of_warp(wave, lanes)[lanes >> 5]
         result = {"any": yes != 0, "all": yes == voters, "uni": (yes == 0) | (yes == voters)}[others[1]]
         write(wave, lanes, result)
+        return None
+
     return WarpOperation(operands.source(mask, "u32"), run)
 
 
@@ -140,4 +146,5 @@ def active_mask(operands, instruction):
     def run(wave, selection):
         lanes = wave.lanes[selection]
         write(wave, selection, _lanes_of_warp(wave, lanes)[lanes >> 5])
+
     return run

@@ -3,6 +3,7 @@
 Every register is an array with one element (a *lane*) for each thread, padded to whole warps, so that one step
 executes one instruction for all lanes that stand at the same place. Divergent lanes have their own counter.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -40,7 +41,7 @@ class Wave:
         self.launch, self.program, self.stats = launch, launch.program, launch.stats
         self.parameters, self.random, self.approx_noise = launch.parameters, launch.random, launch.approx_noise
         threads = int(np.prod(launch.block))
-        self.threads_per_block = per_block = -(-threads // 32) * 32          # padded to whole warps
+        self.threads_per_block = per_block = -(-threads // 32) * 32  # padded to whole warps
         self.block_numbers = np.asarray(blocks, np.int64)
         self.size = len(blocks) * per_block
         self.lanes = np.arange(self.size)
@@ -51,8 +52,9 @@ class Wave:
         self.registers = Registers(self.program.registers, self.size)
         self.status = np.where(self.exists, RUNNING, EXITED).astype(np.int8)
         self.counter = np.zeros(self.size, np.int64)
-        self.memory = AddressSpaces(launch.memory, launch.shadow, self.program, launch.shared_bytes, len(blocks),
-                                    self.size)
+        self.memory = AddressSpaces(
+            launch.memory, launch.shadow, self.program, launch.shared_bytes, len(blocks), self.size
+        )
         self.dynamic_offset = self.memory.dynamic_offset
         # what the race checks call time: steps so far, barriers passed, and the last fence and atomic of each block
         self.time = 0
@@ -108,10 +110,10 @@ class Wave:
             return self._pick_random(running)
         if schedule == "lockstep":
             candidates = np.flatnonzero(running)
-        else:                                            # one warp until it blocks
+        else:  # one warp until it blocks
             first = int(running.argmax()) if schedule == "serial" else self.size - 1 - int(running[::-1].argmax())
             start = first // 32 * 32
-            candidates = np.flatnonzero(running[start:start + 32]) + start
+            candidates = np.flatnonzero(running[start : start + 32]) + start
         if not len(candidates):
             return None, None, False
         counters = self.counter[candidates]
@@ -201,13 +203,17 @@ class Wave:
         if not ready.any():
             return False
         counters = self.counter.reshape(status.shape)
-        exists = self.exists[:self.threads_per_block]
+        exists = self.exists[: self.threads_per_block]
         for block in np.flatnonzero(ready):
             places = counters[block][waiting[block]]
             if (places != places[0]).any():
-                where = "; ".join(f"{self.program.code[pc]} ({(places == pc).sum()} threads)" for pc in np.unique(places))
-                self.fail(f"barrier divergence in block {self.block_numbers[block]}: "
-                          f"threads wait at different barriers: {where}")
+                where = "; ".join(
+                    f"{self.program.code[pc]} ({(places == pc).sum()} threads)" for pc in np.unique(places)
+                )
+                self.fail(
+                    f"barrier divergence in block {self.block_numbers[block]}: "
+                    f"threads wait at different barriers: {where}"
+                )
             if (~waiting[block] & exists).any():
                 self.stats.warnings["barrier after some threads of the block exited"] += 1
         released = (waiting & ready[:, None]).ravel()
@@ -261,8 +267,9 @@ class Wave:
         for status, what in ((AT_BARRIER, "barrier"), (AT_WARP_SYNC, "warp-synchronous instruction")):
             for pc in np.unique(self.counter[self.status == status]):
                 lanes = np.flatnonzero((self.status == status) & (self.counter == pc))
-                waits.append(f"{len(lanes)} threads (first: {self.describe(lanes[0])}) wait at {what}, "
-                             f"{self.program.code[pc]}")
+                waits.append(
+                    f"{len(lanes)} threads (first: {self.describe(lanes[0])}) wait at {what}, {self.program.code[pc]}"
+                )
         raise PtxError(f"{self.launch.name}: deadlock: {'; '.join(waits)}")
 
 
