@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,88 +14,8 @@ from ptx.wave import SCHEDULES
 
 HEADER = ".version 8.0\n.target sm_80\n.address_size 64\n"
 
-# One block sums n floats: a strided loop, a butterfly shuffle in each warp, one partial sum for each warp.
-SUM = (
-    HEADER
-    + """
-.visible .entry sum(.param .u64 px, .param .u64 py, .param .u32 n)
-{
-  .reg .pred %p<6>; .reg .b32 %r<20>; .reg .f32 %f<10>; .reg .b64 %rd<10>;
-  .shared .align 4 .b8 part[128];
-  ld.param.u64 %rd1, [px]; ld.param.u64 %rd2, [py]; ld.param.u32 %r1, [n];
-  cvta.to.global.u64 %rd1, %rd1;
-  mov.u32 %r2, %tid.x; mov.u32 %r3, %ntid.x; mov.f32 %f1, 0f00000000; mov.u32 %r4, %r2;
-LOOP:
-  setp.ge.u32 %p1, %r4, %r1;
-  @%p1 bra DONE;
-  mul.wide.u32 %rd3, %r4, 4; add.s64 %rd4, %rd1, %rd3;
-  ld.global.f32 %f2, [%rd4];
-  add.f32 %f1, %f1, %f2; add.s32 %r4, %r4, %r3;
-  bra.uni LOOP;
-DONE:
-"""
-    + "".join(
-        f"mov.b32 %r5, %f1; shfl.sync.bfly.b32 %r6|%p2, %r5, {lane}, 31, -1; mov.b32 %f3, %r6; add.f32 %f1, %f1, %f3;\n"
-        for lane in (16, 8, 4, 2, 1)
-    )
-    + """
-  and.b32 %r7, %r2, 31; shr.u32 %r8, %r2, 5; shl.b32 %r9, %r8, 2; mov.u32 %r10, part; add.s32 %r9, %r9, %r10;
-  setp.ne.s32 %p3, %r7, 0;
-  @%p3 bra SKIP;
-  st.shared.f32 [%r9], %f1;
-SKIP:
-  bar.sync 0;
-  setp.ne.s32 %p4, %r2, 0;
-  @%p4 bra END;
-  mov.f32 %f4, 0f00000000; mov.u32 %r11, 0; shr.u32 %r12, %r3, 5;
-ADD:
-  ld.shared.f32 %f5, [%r10]; add.f32 %f4, %f4, %f5;
-  add.s32 %r10, %r10, 4; add.s32 %r11, %r11, 1;
-  setp.lt.u32 %p5, %r11, %r12;
-  @%p5 bra ADD;
-  st.global.f32 [%rd2], %f4;
-END:
-  ret;
-}
-"""
-)
-
-# The last block done adds up what all blocks have left: a partial result, a fence and a ticket from each.
-TICKET = (
-    HEADER
-    + """
-.visible .entry ticket(.param .u64 partial, .param .u64 counter, .param .u64 out)
-{
-  .reg .pred %p<4>; .reg .b32 %r<20>; .reg .b64 %rd<10>;
-  .shared .align 4 .u32 last;
-  ld.param.u64 %rd1, [partial]; ld.param.u64 %rd2, [counter]; ld.param.u64 %rd3, [out];
-  mov.u32 %r1, %ctaid.x; mov.u32 %r2, %nctaid.x; mov.u32 %r3, %tid.x;
-  setp.ne.u32 %p1, %r3, 0;
-  @%p1 bra WAIT;
-  mul.wide.u32 %rd4, %r1, 4; add.s64 %rd4, %rd1, %rd4;
-  add.s32 %r4, %r1, 100; st.global.u32 [%rd4], %r4;
-  membar.gl;
-  atom.global.add.u32 %r5, [%rd2], 1;
-  add.s32 %r6, %r2, -1; setp.eq.u32 %p2, %r5, %r6; selp.u32 %r7, 1, 0, %p2;
-  st.shared.u32 [last], %r7;
-WAIT:
-  bar.sync 0;
-  ld.shared.u32 %r8, [last];
-  setp.eq.u32 %p3, %r8, 0;
-  @%p3 bra END;
-  @%p1 bra END;
-  mov.u32 %r9, 0; mov.u32 %r10, 0;
-ADD:
-  ld.volatile.global.u32 %r11, [%rd1]; add.s32 %r10, %r10, %r11;
-  add.s64 %rd1, %rd1, 4; add.s32 %r9, %r9, 1;
-  setp.lt.u32 %p2, %r9, %r2;
-  @%p2 bra ADD;
-  st.global.u32 [%rd3], %r10;
-END:
-  ret;
-}
-"""
-)
+KERNELS = Path(__file__).parent / "ptx" / "selftest"
+SUM, TICKET, FAR = ((KERNELS / f"{name}.ptx").read_text() for name in ("sum", "ticket", "far"))
 
 
 def run_sum(text=SUM, n=1000, shift=0, **options):
@@ -244,7 +165,8 @@ def test_approximations_use_their_error_and_no_more(body, exact, error):
     memory, x = Memory(), np.random.default_rng(0).uniform(1, 4, 4096).astype(np.float32)
     source, out = memory.array(x, readonly=True), memory.empty(4096, np.float32)
     body = f"""mov.u32 %r2, %ctaid.x; mad.lo.s32 %r1, %r2, 256, %r1; mul.wide.u32 %rd10, %r1, 4;
-        add.s64 %rd3, %rd1, %rd10; ld.global.f32 %f1, [%rd3]; {body} add.s64 %rd4, %rd2, %rd10; st.global.f32 [%rd4], %f2;"""
+        add.s64 %rd3, %rd1, %rd10; ld.global.f32 %f1, [%rd3];
+        {body} add.s64 %rd4, %rd2, %rd10; st.global.f32 [%rd4], %f2;"""
     run_body(body, source, out, grid=16, block=256)
     truth = exact(x.astype(np.float64))
     np.testing.assert_array_equal(out.read(), truth.astype(np.float32))
@@ -286,18 +208,6 @@ def test_fma32_against_fractions():
 
 
 # ---- more than 2**31 elements
-FAR = (
-    HEADER
-    + """.visible .entry far(.param .u64 px) {
-  .reg .b32 %r<9>; .reg .b64 %rd<9>; .reg .f32 %f<9>;
-  ld.param.u64 %rd1, [px]; mov.u32 %r1, %ctaid.x; mov.u32 %r2, %ntid.x; mov.u32 %r3, %tid.x;
-  mul.wide.u32 %rd2, %r1, %r2; cvt.u64.u32 %rd3, %r3; add.s64 %rd2, %rd2, %rd3;
-  shl.b64 %rd2, %rd2, 2; add.s64 %rd1, %rd1, %rd2;
-  ld.global.f32 %f1, [%rd1]; add.f32 %f1, %f1, 0f3F800000; st.global.f32 [%rd1], %f1; ret;
-}"""
-)
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_window_of_a_huge_buffer(schedule):
     total = 3 << 30
