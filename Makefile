@@ -57,10 +57,12 @@ test: $(STAMPS)/build $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the test
 	@$(RUN) -m pytest $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev  ## check the form of Python (ruff) and C++ (clang-format)
-	@$(RUN) -m ruff check .
-	@$(RUN) -m ruff format --check .
-	@$(CXX_SOURCES) | xargs -0 -r $(VENV)/bin/clang-format --dry-run -Werror
-	@echo "clang-format: $$($(CXX_SOURCES) | tr -cd '\0' | wc -c) files of csrc looked at"
+	@failed=; \
+	$(RUN) -m ruff check . || failed=1; \
+	$(RUN) -m ruff format --check . || failed=1; \
+	$(CXX_SOURCES) | xargs -0 -r $(VENV)/bin/clang-format --dry-run -Werror || failed=1; \
+	echo "clang-format: $$($(CXX_SOURCES) | tr -cd '\0' | wc -c) files of csrc looked at"; \
+	[ -z "$$failed" ]
 
 format: $(STAMPS)/dev  ## bring Python and C++ into the form that `make lint` checks
 	@$(RUN) -m ruff check --fix .
