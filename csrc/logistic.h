@@ -37,7 +37,8 @@ FL_FN To bit_cast(From from) {
   return to;
 }
 
-// 1 / d, correctly rounded for d in [1, 2], from a start at most 1 ulp away [Markstein 1990].
+// 1 / d for d in [1, 2] from a start at most 1 ulp away: correctly rounded for all but 33 pairs of d and start, 1 ulp off
+// for those (32 start 1 ulp above; d = 2 - 2^-23 starts 1 ulp below, and no number of steps helps it).
 FL_FN float reciprocal_step(float d, float start) {
   return __builtin_fmaf(__builtin_fmaf(-d, start, 1.0f), start, start);
 }
@@ -50,6 +51,8 @@ struct Value<float> {
   using Bits = uint32_t;
   FL_FN float fma(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
   FL_FN float select(bool condition, float x, float y) { return condition ? x : y; }
+  FL_FN float at_least(float x, float low) { return x < low ? low : x; }
+  FL_FN float add_term(float x, float y, float z) { return x == 0 ? z : fma(x, y, z); }
   FL_FN float splat(float x) { return x; }
   FL_FN uint32_t to_bits(float x) { return bit_cast<uint32_t>(x); }
   FL_FN float from_bits(uint32_t x) { return bit_cast<float>(x); }
@@ -71,6 +74,8 @@ struct Value<double> {
   using Bits = uint64_t;
   FL_FN double fma(double x, double y, double z) { return __builtin_fma(x, y, z); }
   FL_FN double select(bool condition, double x, double y) { return condition ? x : y; }
+  FL_FN double at_least(double x, double low) { return x < low ? low : x; }
+  FL_FN double add_term(double x, double y, double z) { return x == 0 ? z : fma(x, y, z); }
   FL_FN double splat(double x) { return x; }
   FL_FN uint64_t to_bits(double x) { return bit_cast<uint64_t>(x); }
   FL_FN double from_bits(uint64_t x) { return bit_cast<double>(x); }
@@ -93,9 +98,45 @@ template <class V>
 FL_FN V splat(typename Value<V>::Scalar x) {
   return Value<V>::splat(x);
 }
+
+// e / d, correctly rounded for d = 1 + e, from a start at most 1 ulp from 1 / d: an improved reciprocal, then the exact
+// remainder's share. tests/exhaustive/formula_sweep.cpp checks every e in [0, 1] and every start up to 2 ulp away.
+FL_FN float quotient_from(float start, float e, float d) {
+  const float reciprocal = fma(fma(-d, start, 1.0f), start, start);
+  const float guess = e * reciprocal;
+  return fma(fma(-d, guess, e), reciprocal, guess);
+}
+
+// sigma(-m) = e / (1 + e), the division correctly rounded. On the GPU the division's slow path would be a third of the
+// whole kernel; there the hardware's approximation of 1 / (1 + e), at most 1 ulp off by the PTX manual, is the start.
 template <class V>
-FL_FN V absolute(V x) {
-  return Value<V>::from_bits(Value<V>::to_bits(x) & ~Value<V>::to_bits(splat<V>(-0.0)));
+FL_FN V sigma_minus(V e) {
+  return e / (splat<V>(1) + e);
+}
+FL_FN float sigma_minus(float e) {
+  const float d = 1.0f + e;
+#ifdef __CUDA_ARCH__
+  float start;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(start) : "f"(d));
+  return quotient_from(start, e, d);
+#else
+  return e / d;
+#endif
+}
+
+// low where x is less, else x: NaN stays.
+template <class V>
+FL_FN V at_least(V x, V low) {
+  return Value<V>::at_least(x, low);
+}
+// x y + z, where x = 0 gives z even if y is infinite: a term whose weight is 0 contributes nothing.
+template <class V>
+FL_FN V add_term(V x, V y, V z) {
+  return Value<V>::add_term(x, y, z);
+}
+template <class V>
+FL_FN V minus_absolute(V x) {
+  return Value<V>::from_bits(Value<V>::to_bits(x) | Value<V>::to_bits(splat<V>(-0.0)));
 }
 
 // ---- Elementary functions ----------------------------------------------------------------------------------------
@@ -118,8 +159,8 @@ FL_FN V polynomial(V x) {
 template <class V>
 FL_FN V exp_nonpositive(V x) {
   using C = Coefficients<typename Value<V>::Scalar>;
-  const V lowest = splat<V>(C::exp_lowest), shifter = splat<V>(C::exp_shifter);
-  x = select(x < lowest, lowest, x);                       // keeps NaN
+  x = at_least(x, splat<V>(C::exp_lowest));
+  const V shifter = splat<V>(C::exp_shifter);
   const V shifted = fma(x, splat<V>(C::log2_e), shifter);  // rounds to an integer in the low bits
   const V n = shifted - shifter;
   V t = fma(n, splat<V>(-C::ln2_high), x);
@@ -140,12 +181,12 @@ FL_FN V log1p_unit(V e) {
 // What the loss and all its derivatives share, per logit.
 template <class V>
 struct Logit {
-  V z, m, e;  // the logit, |z|, exp(-|z|)
+  V z, minus_m, e;  // the logit, -|z|, exp(-|z|)
 };
 template <class V>
 FL_FN Logit<V> logit(V z) {
-  const V m = absolute(z);
-  return {z, m, exp_nonpositive(-m)};
+  const V minus_m = minus_absolute(z);
+  return {z, minus_m, exp_nonpositive(minus_m)};
 }
 
 // The weights a and b of the positive and the negative term, and their sum (formed from p and y, not by adding:
@@ -163,40 +204,33 @@ FL_FN TermWeights<V> term_weights(V y, V p, V w) {
   return {w * (p * y), w * (splat<V>(1) - y), w * fma(p - splat<V>(1), y, splat<V>(1))};
 }
 
-// x y + z, where x = 0 gives z even if y is infinite: a term whose weight is 0 contributes nothing.
-template <class V>
-FL_FN V add_term(V x, V y, V z) {
-  return select(x == splat<V>(0), z, fma(x, y, z));
-}
-
 // loss = a softplus(-z) + b softplus(z) = (a + b) l + (z < 0 ? a : b) m
 template <class V>
 FL_FN V loss(const Logit<V>& logit, const TermWeights<V>& weights) {
   const V dominant = select(logit.z < splat<V>(0), weights.positive, weights.negative);
-  return add_term(dominant, logit.m, weights.sum * log1p_unit(logit.e));
+  return add_term(dominant, -logit.minus_m, weights.sum * log1p_unit(logit.e));
 }
 
-// d loss / dz = b sigma(z) - a sigma(-z) = sign(z) r (dominant - other e)
+// d loss / dz = b sigma(z) - a sigma(-z) = sign(z) r (dominant - other e), times factor (which takes the sign)
 template <class V>
-FL_FN V grad_logit(const Logit<V>& logit, const TermWeights<V>& weights) {
+FL_FN V grad_logit(const Logit<V>& logit, const TermWeights<V>& weights, V factor) {
   const auto negative = logit.z < splat<V>(0);
   const V dominant = select(negative, weights.positive, weights.negative);
   const V other = select(negative, weights.negative, weights.positive);
-  const V size = reciprocal(splat<V>(1) + logit.e) * fma(-other, logit.e, dominant);
-  return select(negative, -size, size);
+  return reciprocal(splat<V>(1) + logit.e) * fma(-other, logit.e, dominant) * select(negative, -factor, factor);
 }
 
 // d loss / dy = w (p softplus(-z) - softplus(z)) = w ((p - 1) l + (z < 0 ? p : -1) m): exactly -w z where p is 1
 template <class V>
 FL_FN V grad_target(const Logit<V>& logit, V p, V w) {
   const V slope = select(logit.z < splat<V>(0), p, splat<V>(-1));
-  return add_term(w, add_term(slope, logit.m, (p - splat<V>(1)) * log1p_unit(logit.e)), splat<V>(0));
+  return add_term(w, add_term(slope, -logit.minus_m, (p - splat<V>(1)) * log1p_unit(logit.e)), splat<V>(0));
 }
 
 // d loss / dp = w y softplus(-z)
 template <class V>
 FL_FN V grad_pos_weight(const Logit<V>& logit, V y, V w) {
-  const V softplus = select(logit.z < splat<V>(0), logit.m, splat<V>(0)) + log1p_unit(logit.e);
+  const V softplus = select(logit.z < splat<V>(0), -logit.minus_m, splat<V>(0)) + log1p_unit(logit.e);
   return add_term(w * y, softplus, splat<V>(0));
 }
 

@@ -14,7 +14,7 @@ struct Row {
   const Z* logits;
   const Y* target;
   Z* out;
-  double* lanes;
+  C* summands;  // what the row adds to the sum
   const C* grad_output;
   C scale;
   const C *pos_weight, *weight, *mask;
@@ -28,11 +28,11 @@ constexpr bool has_sum(Output output) {
 constexpr bool has_elements(Output output) { return output != Output::kLossSum && output != Output::kCount; }
 
 template <Output kOutput, class V>
-FL_FN V derivative(const Logit<V>& logit, const TermWeights<V>& weights, V y, V p, V w, V one_minus_smoothing) {
-  if constexpr (kOutput == Output::kGradTarget) return grad_target(logit, p, w) * one_minus_smoothing;
-  if constexpr (kOutput == Output::kGradWeight) return loss(logit, weights);
-  if constexpr (kOutput == Output::kGradPosWeight) return grad_pos_weight(logit, y, w);
-  return grad_logit(logit, weights);
+FL_FN V derivative(const Logit<V>& logit, const TermWeights<V>& weights, V y, V p, V w, V factor, V unsmoothed) {
+  if constexpr (kOutput == Output::kGradTarget) return grad_target(logit, p, w) * unsmoothed * factor;
+  if constexpr (kOutput == Output::kGradWeight) return loss(logit, weights) * factor;
+  if constexpr (kOutput == Output::kGradPosWeight) return grad_pos_weight(logit, y, w) * factor;
+  return grad_logit(logit, weights, factor);
 }
 
 // One value of elements, i being the first.
@@ -52,7 +52,7 @@ FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
     weights = term_weights(y, p, w);
   }
   if constexpr (kOutput == Output::kCount) {
-    add_to_lanes(row.lanes + i, select(kept, splat<V>(1), splat<V>(0)));
+    store(row.summands + i, select(kept, splat<V>(1), splat<V>(0)));
     return;
   }
   const Logit<V> parts = logit(load_as<V>(row.logits + i));
@@ -60,12 +60,12 @@ FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
     V value = loss(parts, weights);
     if constexpr (!kPlain) value = select(kept, value, splat<V>(0));
     if constexpr (kOutput == Output::kLoss) store(row.out + i, value);
-    if constexpr (has_sum(kOutput)) add_to_lanes(row.lanes + i, value);
+    if constexpr (has_sum(kOutput)) store(row.summands + i, value);
   }
   if constexpr (has_elements(kOutput) && kOutput != Output::kLoss) {
     V factor = splat<V>(row.scale);
     if constexpr (kOutput != Output::kLossSumAndGrad) factor = factor * load_as<V>(row.grad_output + i);
-    V value = derivative<kOutput>(parts, weights, y, p, w, splat<V>(1 - row.smoothing)) * factor;
+    V value = derivative<kOutput>(parts, weights, y, p, w, factor, splat<V>(1 - row.smoothing));
     if constexpr (!kPlain) value = select(kept, value, splat<V>(0));
     store(row.out + i, value);
   }
@@ -81,8 +81,7 @@ void run_row(const Row<C, Z, Y>& row, int64_t count) {
   const int64_t n = count - i;
   Z logits[w] = {}, out[w];
   Y target[w] = {};
-  C operands[4][w] = {};
-  double lanes[w] = {};
+  C operands[4][w] = {}, summands[w];
   memcpy(logits, row.logits + i, n * sizeof(Z));
   memcpy(target, row.target + i, n * sizeof(Y));
   Row<C, Z, Y> rest = row;
@@ -95,11 +94,11 @@ void run_row(const Row<C, Z, Y>& row, int64_t count) {
   rest.logits = logits;
   rest.target = target;
   rest.out = out;
-  rest.lanes = lanes;
+  rest.summands = summands;
   step<kOutput, kPlain>(rest, 0);
   if constexpr (has_elements(kOutput)) memcpy(row.out + i, out, n * sizeof(Z));
   if constexpr (has_sum(kOutput)) {
-    for (int64_t k = 0; k < n; ++k) row.lanes[i + k] += lanes[k];
+    memcpy(row.summands + i, summands, n * sizeof(C));
   }
 }
 
@@ -149,9 +148,9 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   Source<C> mask(kPlain ? Operand() : problem.mask, kPlain ? 0 : problem.numel, C(1));
   const bool converted = has_elements(kOutput) && problem.out_dtype != dtype_of<Z>;
   alignas(64) double lanes[kLanes];
-  alignas(64) C converted_out[kLanes];
+  alignas(64) C summands[kLanes], converted_out[kLanes];
   Row<C, Z, Y> row = {};
-  row.lanes = lanes;
+  row.summands = summands;
   row.scale = C(problem.scale);
   row.smoothing = C(problem.label_smoothing);
   row.ignore_index = problem.has_ignore_index ? C(problem.ignore_index) : C(__builtin_nan(""));
@@ -160,7 +159,6 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
     const int64_t chunk_begin = chunk * kChunk;
     const int64_t chunk_end = chunk_begin + kChunk < problem.numel ? chunk_begin + kChunk : problem.numel;
     const int64_t filled = chunk_end - chunk_begin < kLanes ? chunk_end - chunk_begin : kLanes;
-    if constexpr (has_sum(kOutput)) memset(lanes, 0, filled * sizeof(double));
     for (int64_t begin = chunk_begin; begin < chunk_end; begin += kLanes) {
       const int64_t count = chunk_end - begin < kLanes ? chunk_end - begin : kLanes;
       if constexpr (is_arithmetic<Z>) {
@@ -182,6 +180,13 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
         row.mask = mask.row(begin, count);
       }
       run_row<kOutput, kPlain>(row, count);
+      if constexpr (has_sum(kOutput)) {
+        if (begin == chunk_begin) {
+          for (int64_t i = 0; i < count; ++i) lanes[i] = double(summands[i]) + 0.0;  // + 0.0: never -0.0
+        } else {
+          for (int64_t i = 0; i < count; ++i) lanes[i] += double(summands[i]);
+        }
+      }
       if constexpr (is_arithmetic<Z>) {
         if (converted) write(converted_out, count, problem.out_dtype, problem.out, begin);
       }

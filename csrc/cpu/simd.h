@@ -58,6 +58,32 @@ FL_FN DoubleVector fma_vector(DoubleVector x, DoubleVector y, DoubleVector z) {
 }
 #endif
 
+// x < low ? low : x, and x == 0 ? z : x y + z, each in the fewest instructions.
+#if defined(FL_AVX512)
+FL_FN FloatVector at_least_vector(FloatVector x, FloatVector low) { return _mm512_max_ps(low, x); }
+FL_FN DoubleVector at_least_vector(DoubleVector x, DoubleVector low) { return _mm512_max_pd(low, x); }
+FL_FN FloatVector add_term_vector(FloatVector x, FloatVector y, FloatVector z) {
+  return _mm512_mask3_fmadd_ps(x, y, z, _mm512_cmp_ps_mask(x, FloatVector{}, _CMP_NEQ_UQ));
+}
+FL_FN DoubleVector add_term_vector(DoubleVector x, DoubleVector y, DoubleVector z) {
+  return _mm512_mask3_fmadd_pd(x, y, z, _mm512_cmp_pd_mask(x, DoubleVector{}, _CMP_NEQ_UQ));
+}
+#else
+#if defined(FL_AVX2)
+FL_FN FloatVector at_least_vector(FloatVector x, FloatVector low) { return _mm256_max_ps(low, x); }
+FL_FN DoubleVector at_least_vector(DoubleVector x, DoubleVector low) { return _mm256_max_pd(low, x); }
+#else
+template <class V>
+FL_FN V at_least_vector(V x, V low) {
+  return x < low ? low : x;
+}
+#endif
+template <class V>
+FL_FN V add_term_vector(V x, V y, V z) {
+  return x == V{} ? z : fma_vector(x, y, z);
+}
+#endif
+
 }  // namespace
 
 template <class V, class S, class B>
@@ -69,6 +95,8 @@ struct VectorValue {
   FL_FN V select(Mask condition, V x, V y) {
     return condition ? x : y;
   }
+  FL_FN V at_least(V x, V low) { return at_least_vector(x, low); }
+  FL_FN V add_term(V x, V y, V z) { return add_term_vector(x, y, z); }
   FL_FN V splat(S x) { return x - V{}; }  // exact for every x, -0.0 included; compiles to a broadcast
   FL_FN B to_bits(V x) { return bit_cast<B>(x); }
   FL_FN V from_bits(B x) { return bit_cast<V>(x); }
@@ -94,6 +122,7 @@ FL_PAIR_OPERATOR(+)
 FL_PAIR_OPERATOR(-)
 FL_PAIR_OPERATOR(*)
 FL_PAIR_OPERATOR(&)
+FL_PAIR_OPERATOR(|)
 FL_PAIR_OPERATOR(<)
 FL_PAIR_OPERATOR(==)
 FL_PAIR_OPERATOR(!=)
@@ -101,10 +130,6 @@ FL_PAIR_OPERATOR(!=)
 template <class V>
 FL_FN Pair<V> operator-(Pair<V> x) {
   return {-x.first, -x.second};
-}
-template <class V>
-FL_FN Pair<V> operator~(Pair<V> x) {
-  return {~x.first, ~x.second};
 }
 template <class V>
 FL_FN Pair<V> operator<<(Pair<V> x, int places) {
@@ -122,6 +147,12 @@ struct Value<Pair<V>> {
   FL_FN Pair<V> select(Pair<Mask> condition, Pair<V> x, Pair<V> y) {
     return {Value<V>::select(condition.first, x.first, y.first),
             Value<V>::select(condition.second, x.second, y.second)};
+  }
+  FL_FN Pair<V> at_least(Pair<V> x, Pair<V> low) {
+    return {Value<V>::at_least(x.first, low.first), Value<V>::at_least(x.second, low.second)};
+  }
+  FL_FN Pair<V> add_term(Pair<V> x, Pair<V> y, Pair<V> z) {
+    return {Value<V>::add_term(x.first, y.first, z.first), Value<V>::add_term(x.second, y.second, z.second)};
   }
   FL_FN Pair<V> splat(Scalar x) { return {Value<V>::splat(x), Value<V>::splat(x)}; }
   FL_FN Bits to_bits(Pair<V> x) { return {Value<V>::to_bits(x.first), Value<V>::to_bits(x.second)}; }
@@ -194,40 +225,17 @@ FL_FN void store(Half* data, FloatVector x) {
   memcpy(data, &result, sizeof(result));
 }
 
-// lanes[i] += x[i], in fp64.
-FL_FN void add_to_lanes(double* lanes, DoubleVector x) { store(lanes, load(lanes) + x); }
-FL_FN void add_to_lanes(double* lanes, FloatVector x) {
-#if defined(FL_AVX512)
-  add_to_lanes(lanes, DoubleVector(_mm512_cvtps_pd(_mm512_castps512_ps256(x))));
-  add_to_lanes(lanes + 8, DoubleVector(_mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1))));
-#elif defined(FL_AVX2)
-  add_to_lanes(lanes, DoubleVector(_mm256_cvtps_pd(_mm256_castps256_ps128(x))));
-  add_to_lanes(lanes + 4, DoubleVector(_mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))));
-#else
-  add_to_lanes(lanes, DoubleVector{x[0], x[1]});
-  add_to_lanes(lanes + 2, DoubleVector{x[2], x[3]});
-#endif
-}
-
-// ---- What one step of a kernel works on: as many vectors side by side as the registers hold -------------------------
-
-#if defined(FL_AVX512)
-template <class V>
-using Wide = Pair<Pair<V>>;
-#else
-template <class V>
-using Wide = Pair<V>;
-#endif
+// ---- What one step of a kernel works on --------------------------------------------------------------------------
 
 template <class C>
 struct Simd;  // the value in which arithmetic on C (float or double) is done
 template <>
 struct Simd<float> {
-  using Value = Wide<FloatVector>;
+  using Value = Pair<FloatVector>;
 };
 template <>
 struct Simd<double> {
-  using Value = Wide<DoubleVector>;
+  using Value = Pair<DoubleVector>;
 };
 
 template <class V>
@@ -253,11 +261,5 @@ FL_FN void store(T* data, Pair<V> x) {
   store(data, x.first);
   store(data + width<V>, x.second);
 }
-template <class V>
-FL_FN void add_to_lanes(double* lanes, Pair<V> x) {
-  add_to_lanes(lanes, x.first);
-  add_to_lanes(lanes + width<V>, x.second);
-}
-
 }  // namespace
 }  // namespace fused_logistic

@@ -123,7 +123,7 @@ def _compile(kind: str, source, arch, defines, include_dirs, flags: list[str], c
         return str(result)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         output, dependencies = Path(scratch, "output"), Path(scratch, "dependencies")
-        # -MMD: the files of the project; the toolkit's own headers change with the compiler only
+        # -MMD lists every header of the source except the host system's
         run = subprocess.run(
             [nvcc, *command, "-MMD", "-MF", dependencies, source, "-o", output], text=True, capture_output=True
         )

@@ -1,0 +1,76 @@
+"""The examples run as a user runs them, as programs, and what they print is right."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fused_logistic
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def run_example(name, *arguments):
+    """The output of an example, which has to end well; it imports the same fused_logistic as the tests."""
+    package_parent = str(Path(fused_logistic.__file__).resolve().parent.parent)
+    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_chain_rule_prints_the_notebooks_table():
+    first, second = run_example("chain_rule.py").split("\n\n")
+    assert "dL/dσ -1.0067, dL/dz -0.0067, dL/db -0.0067, dL/dw (-0.0067, -0.0134)" in first
+
+    rows = {line.split()[0]: line.split()[1:] for line in first.splitlines() if line.startswith(("L ", "dL/d"))}
+    assert list(rows) == ["L", "dL/dσ", "dL/dz", "dL/db", "dL/dw1", "dL/dw2"]
+    for name, cells in rows.items():
+        if name == "dL/dσ":  # the fused loss has none
+            assert cells[2:4] == ["not", "formed"]
+            continue
+        captured, formula, fused, captured_off, fused_off = map(float, cells)
+        assert captured == pytest.approx(formula, rel=1e-5)
+        assert fused == pytest.approx(formula, rel=2e-7)
+        assert max(captured_off, fused_off) < 1e-7
+
+    # in the tail the composed graph has nothing left, and the fused loss all its digits
+    captured, formula, fused = re.search(r"^dL/dz +(\S+) +(\S+) +(\S+)", second, re.MULTILINE).groups()
+    assert captured == "nan"
+    assert float(fused) == pytest.approx(float(formula), rel=2e-7)
+    assert float(formula) == pytest.approx(-2.0611536e-09, rel=1e-7)
+
+
+def test_breast_cancer_reaches_the_optimum_of_scikit_learn(tmp_path):
+    for package in ("matplotlib", "sklearn", "tqdm"):
+        pytest.importorskip(package, reason=f"the training example needs {package}")
+    printed = run_example("train_breast_cancer.py", "--output", str(tmp_path))
+
+    for name in ("composed", "fused"):
+        difference = re.search(rf"^largest difference of a coefficient, {name} from .*: (\S+)$", printed, re.MULTILINE)
+        assert float(difference[1]) <= 1e-4
+
+    held_out = re.search(r"^held out: accuracy (\S+), AUC (\S+) \(scikit-learn: (\S+), (\S+)\)$", printed, re.MULTILINE)
+    assert held_out.group(1, 2) == held_out.group(3, 4)
+    assert float(held_out[1]) > 0.93
+    assert float(held_out[2]) > 0.98
+
+    picture = Path(re.search(r"^loss curves, fused over composed: (.+)$", printed, re.MULTILINE)[1])
+    assert picture.parent == tmp_path
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_time_loss_prints_a_ratio_for_every_size():
+    printed = run_example("time_loss.py", "--seconds", "0.1")
+    rows = re.findall(r"^ *([\d,]+) +[\d,.]+ µs +[\d,.]+ µs +([\d.]+) x$", printed, re.MULTILINE)
+    assert [size for size, _ in rows] == ["1,024", "65,536", "1,048,576", "16,777,216"]
+    assert all(float(ratio) > 0 for _, ratio in rows)
