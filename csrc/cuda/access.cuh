@@ -89,6 +89,15 @@ FL_DEVICE void load_pack(const T* data, C (&out)[N]) {
 #pragma unroll
   for (int k = 0; k < N; ++k) out[k] = to_arithmetic<C>(pack.elements[k]);
 }
+template <class C, int N>
+FL_DEVICE void load_pack(const BFloat16* data, C (&out)[N]) {  // by pairs: one instruction an element
+  const Pack<uint32_t, N / 2> pack = *reinterpret_cast<const Pack<uint32_t, N / 2>*>(data);
+#pragma unroll
+  for (int k = 0; k < N; k += 2) {
+    out[k] = C(bit_cast<float>(pack.elements[k / 2] << 16));
+    out[k + 1] = C(bit_cast<float>(pack.elements[k / 2] & 0xffff0000u));
+  }
+}
 template <class C, int N, class T>
 FL_DEVICE void load(const T* data, int count, C (&out)[N]) {
   if (count == N && is_aligned<T, N>(data)) return load_pack(data, out);

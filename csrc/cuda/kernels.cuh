@@ -113,15 +113,14 @@ FL_DEVICE void compute(Element<C> x, const Settings<C>& settings, C& out, C& ter
   if constexpr (has_elements(kOutput) && kOutput != Output::kLoss) {
     C value;
     if constexpr (kOutput == Output::kGradTarget) {
-      value = grad_target(parts, x.p, x.w) * (C(1) - settings.smoothing);
+      value = grad_target(parts, x.p, x.w) * (C(1) - settings.smoothing) * x.factor;
     } else if constexpr (kOutput == Output::kGradWeight) {
-      value = loss(parts, weights);
+      value = loss(parts, weights) * x.factor;
     } else if constexpr (kOutput == Output::kGradPosWeight) {
-      value = grad_pos_weight(parts, x.y, x.w);
+      value = grad_pos_weight(parts, x.y, x.w) * x.factor;
     } else {
-      value = grad_logit(parts, weights);
+      value = grad_logit(parts, weights, x.factor);
     }
-    value = value * x.factor;
     out = kept ? value : C(0);
   }
 }
