@@ -8,9 +8,9 @@
 //   a = w p y       weight of the positive term -log sigma(z)  = softplus(-z)
 //   b = w (1 - y)   weight of the negative term -log sigma(-z) = softplus(z)
 //   loss = a softplus(-z) + b softplus(z)
-// With m = |z|, e = exp(-m), r = 1 / (1 + e), l = log1p(e):
-//   sigma(m) = r, sigma(-m) = e r, softplus(m) = m + l, softplus(-m) = l
-// so neither 1 - sigma nor log(1 - sigma) is ever formed and both tails keep all their digits.
+// With m = |z|, e = exp(-m), s = sigma(-m) = e / (1 + e), l = log1p(e):
+//   sigma(m) = 1 - s, softplus(m) = m + l, softplus(-m) = l
+// s and l are the small ones and are formed without a subtraction, so both tails keep all their digits.
 // The derivation of each line, in mathematical notation: docs/derivation.md.
 #pragma once
 #include <stdint.h>
@@ -37,12 +37,6 @@ FL_FN To bit_cast(From from) {
   return to;
 }
 
-// 1 / d for d in [1, 2] from a start at most 1 ulp away: correctly rounded for all but 33 pairs of d and start, 1 ulp off
-// for those (32 start 1 ulp above; d = 2 - 2^-23 starts 1 ulp below, and no number of steps helps it).
-FL_FN float reciprocal_step(float d, float start) {
-  return __builtin_fmaf(__builtin_fmaf(-d, start, 1.0f), start, start);
-}
-
 template <class V>
 struct Value;
 template <>
@@ -56,17 +50,6 @@ struct Value<float> {
   FL_FN float splat(float x) { return x; }
   FL_FN uint32_t to_bits(float x) { return bit_cast<uint32_t>(x); }
   FL_FN float from_bits(uint32_t x) { return bit_cast<float>(x); }
-  // On the GPU the division's slow path is a third of the whole kernel; there the hardware's approximation, at most
-  // 1 ulp off by the PTX manual, gets one Newton step instead. The exhaustive sweep checks all 2^23 + 1 values of d.
-  FL_FN float reciprocal(float d) {
-#ifdef __CUDA_ARCH__
-    float start;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(start) : "f"(d));
-    return reciprocal_step(d, start);
-#else
-    return 1.0f / d;
-#endif
-  }
 };
 template <>
 struct Value<double> {
@@ -79,7 +62,6 @@ struct Value<double> {
   FL_FN double splat(double x) { return x; }
   FL_FN uint64_t to_bits(double x) { return bit_cast<uint64_t>(x); }
   FL_FN double from_bits(uint64_t x) { return bit_cast<double>(x); }
-  FL_FN double reciprocal(double d) { return 1.0 / d; }
 };
 
 template <class V>
@@ -89,10 +71,6 @@ FL_FN V fma(V x, V y, V z) {
 template <class Mask, class V>
 FL_FN V select(Mask condition, V x, V y) {
   return Value<V>::select(condition, x, y);
-}
-template <class V>
-FL_FN V reciprocal(V d) {
-  return Value<V>::reciprocal(d);
 }
 template <class V>
 FL_FN V splat(typename Value<V>::Scalar x) {
@@ -189,8 +167,8 @@ FL_FN Logit<V> logit(V z) {
   return {z, minus_m, exp_nonpositive(minus_m)};
 }
 
-// The weights a and b of the positive and the negative term, and their sum (formed from p and y, not by adding:
-// it is exactly w where p is 1).
+// The weights a and b of the positive and the negative term, and their sum, which is exactly w where p is 1:
+// 1 - y is off by at most 2^-25 (in fp32), so that y + (1 - y) rounds to 1.
 template <class V>
 struct TermWeights {
   V positive, negative, sum;
@@ -201,7 +179,8 @@ FL_FN TermWeights<V> term_weights(V y) {
 }
 template <class V>
 FL_FN TermWeights<V> term_weights(V y, V p, V w) {
-  return {w * (p * y), w * (splat<V>(1) - y), w * fma(p - splat<V>(1), y, splat<V>(1))};
+  const V opposite = splat<V>(1) - y;
+  return {w * (p * y), w * opposite, w * fma(p, y, opposite)};
 }
 
 // loss = a softplus(-z) + b softplus(z) = (a + b) l + (z < 0 ? a : b) m
@@ -211,13 +190,13 @@ FL_FN V loss(const Logit<V>& logit, const TermWeights<V>& weights) {
   return add_term(dominant, -logit.minus_m, weights.sum * log1p_unit(logit.e));
 }
 
-// d loss / dz = b sigma(z) - a sigma(-z) = sign(z) r (dominant - other e), times factor (which takes the sign)
+// d loss / dz = b sigma(z) - a sigma(-z) = sign(z) (dominant - (a + b) s), times factor (which takes the sign).
+// In the tail of a target of 0 or 1, dominant is 0 where the gradient is small.
 template <class V>
 FL_FN V grad_logit(const Logit<V>& logit, const TermWeights<V>& weights, V factor) {
   const auto negative = logit.z < splat<V>(0);
   const V dominant = select(negative, weights.positive, weights.negative);
-  const V other = select(negative, weights.negative, weights.positive);
-  return reciprocal(splat<V>(1) + logit.e) * fma(-other, logit.e, dominant) * select(negative, -factor, factor);
+  return fma(-weights.sum, sigma_minus(logit.e), dominant) * select(negative, -factor, factor);
 }
 
 // d loss / dy = w (p softplus(-z) - softplus(z)) = w ((p - 1) l + (z < 0 ? p : -1) m): exactly -w z where p is 1

@@ -197,3 +197,14 @@ def test_elementary_functions(is_double, limit):
         with mpmath.workdps(50):
             error = ulps(got, [exact(mpmath.mpf(float(v))) for v in values])
         assert error.max() <= limit, (values[error.argmax()], error.max())
+
+
+@pytest.mark.parametrize("p", [1e-12, 1e-3, 3.0, 1e12])
+def test_extreme_pos_weights(p, isa):
+    """a + b is not formed through p - 1, which would lose a small p."""
+    logits, target = torch.linspace(-30, 30, 61), torch.tensor(1.0).expand(61)
+    loss, grad = elements(logits, target, pos_weight=torch.tensor(p))
+    exact = torch.nn.functional.softplus(-logits.double()) * torch.tensor(p).double()
+    torch.testing.assert_close(loss.double(), exact, rtol=5e-7, atol=0)
+    exact_grad = -torch.sigmoid(-logits.double()) * torch.tensor(p).double()
+    torch.testing.assert_close(grad.double(), exact_grad, rtol=5e-7, atol=0)

@@ -83,8 +83,8 @@ def reference(nvcc, inputs, tmp_path_factory):
         pytest.skip("no g++ to compile the reference with")
     library = tmp_path_factory.mktemp("conformance") / "reference.so"
     flags = ["-std=gnu++17", "-O1", "-frounding-math", "-ffp-contract=off", "-shared", "-fPIC"]
-    headers = nvcc.parent.parent / "include"
-    command = ["g++", *flags, "-isystem", headers, "-o", library, SOURCES / "reference.cpp"]
+    headers = [f"-isystem{folder}" for folder in toolchain.header_folders()]
+    command = ["g++", *flags, *headers, "-o", library, SOURCES / "reference.cpp"]
     compiled = subprocess.run(command, capture_output=True, text=True)
     assert compiled.returncode == 0, compiled.stderr
     library = ctypes.CDLL(str(library))

@@ -100,7 +100,6 @@ struct VectorValue {
   FL_FN V splat(S x) { return x - V{}; }  // exact for every x, -0.0 included; compiles to a broadcast
   FL_FN B to_bits(V x) { return bit_cast<B>(x); }
   FL_FN V from_bits(B x) { return bit_cast<V>(x); }
-  FL_FN V reciprocal(V d) { return S(1) / d; }
 };
 template <>
 struct Value<FloatVector> : VectorValue<FloatVector, float, UInt32Vector> {};
@@ -121,6 +120,7 @@ struct Pair {
 FL_PAIR_OPERATOR(+)
 FL_PAIR_OPERATOR(-)
 FL_PAIR_OPERATOR(*)
+FL_PAIR_OPERATOR(/)
 FL_PAIR_OPERATOR(&)
 FL_PAIR_OPERATOR(|)
 FL_PAIR_OPERATOR(<)
@@ -157,7 +157,6 @@ struct Value<Pair<V>> {
   FL_FN Pair<V> splat(Scalar x) { return {Value<V>::splat(x), Value<V>::splat(x)}; }
   FL_FN Bits to_bits(Pair<V> x) { return {Value<V>::to_bits(x.first), Value<V>::to_bits(x.second)}; }
   FL_FN Pair<V> from_bits(Bits x) { return {Value<V>::from_bits(x.first), Value<V>::from_bits(x.second)}; }
-  FL_FN Pair<V> reciprocal(Pair<V> d) { return {Value<V>::reciprocal(d.first), Value<V>::reciprocal(d.second)}; }
 };
 
 namespace {

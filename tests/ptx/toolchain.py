@@ -23,6 +23,7 @@ HOW_TO_INSTALL = "pip install -r tests/requirements-cuda.txt"
 # -fmad=false: a product and a sum in the source stay two roundings, as on the CPU; only explicit fma fuses
 DEFAULT_FLAGS = ("-std=c++17", "-fmad=false")
 
+_TOP = re.compile(r"^#\$ TOP=(.*?)\s*$", re.M)
 _FUNCTION = re.compile(r"^\s*Function : (\S+)", re.M)
 _SASS = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", re.M)
 
@@ -55,6 +56,25 @@ def _nvidia_packages() -> list[Path]:
     """The folders of the nvidia namespace package, one for each site-packages that has a part of it."""
     spec = importlib.util.find_spec("nvidia")
     return [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
+
+
+def root() -> Path:
+    """The toolkit's folder. nvcc names it itself: the one on PATH may be a script that stands elsewhere."""
+    return _root(find())
+
+
+@lru_cache
+def _root(nvcc: Path) -> Path:
+    dry_run = subprocess.run([nvcc, "--dryrun", "-E", __file__, "-x", "cu"], text=True, capture_output=True)
+    top = _TOP.search(dry_run.stderr)
+    if not top:
+        raise ToolchainMissing(f"{nvcc} does not work: {dry_run.stderr.strip()}")
+    return Path(top[1]).resolve()
+
+
+def header_folders() -> list[Path]:
+    """Where a host compiler finds cuda_fp16.h and what it includes."""
+    return [folder for folder in (root() / "include", root() / "include" / "cccl") if folder.is_dir()]
 
 
 def compile_ptx(
@@ -99,10 +119,13 @@ def sass(cubin, kernel: str) -> list[str]:
 @lru_cache
 def _disassemble(cubin: str, modified: int) -> str:
     """``modified`` is part of the cache's key."""
-    cuobjdump = find().with_name("cuobjdump")
+    cuobjdump = root() / "bin" / "cuobjdump"
     if not cuobjdump.exists():
         raise ToolchainMissing(f"no cuobjdump beside nvcc: {HOW_TO_INSTALL}")
-    return subprocess.run([cuobjdump, "-sass", cubin], text=True, capture_output=True, check=True).stdout
+    run = subprocess.run([cuobjdump, "-sass", cubin], text=True, capture_output=True)
+    if run.returncode:  # it needs nvdisasm, a package of its own
+        raise ToolchainMissing(f"{run.stderr.strip()}: {HOW_TO_INSTALL}")
+    return run.stdout
 
 
 def _compile(kind: str, source, arch, defines, include_dirs, flags: list[str], cache) -> str:
@@ -115,7 +138,7 @@ def _compile(kind: str, source, arch, defines, include_dirs, flags: list[str], c
         *(f"-D{define}" for define in defines),
         *(f"-I{Path(include).resolve()}" for include in include_dirs),
     ]
-    compiler = os.stat(nvcc)
+    compiler = os.stat(root() / "bin" / "nvcc")
     key = _hash(repr([str(nvcc), compiler.st_size, compiler.st_mtime_ns, str(source), command]).encode())
     result = folder / f"{source.stem}-{key[:20]}{kind.replace('-', '.')}"
     made_of = result.with_suffix(result.suffix + ".json")
