@@ -2,11 +2,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
+#include "cuda/plan.h"
 #include "logistic.h"
 
 namespace py = pybind11;
@@ -29,6 +32,20 @@ void apply(uintptr_t address, int64_t count, Function function) {
   for (int64_t i = 0; i < count; ++i) values[i] = function(values[i]);
 }
 
+// A Problem comes as its bytes: the tests that execute the PTX hand the same bytes to the kernels.
+py::dict cuda_plan(const std::string& bytes, int output, int multiprocessors) {
+  Problem problem;
+  if (bytes.size() != sizeof(problem)) {
+    throw std::invalid_argument("cuda_plan: expected a Problem of " + std::to_string(sizeof(problem)) + " bytes, got " +
+                                std::to_string(bytes.size()));
+  }
+  std::memcpy(&problem, bytes.data(), sizeof(problem));
+  const Plan p = plan(problem, Output(output), multiprocessors);
+  return py::dict(py::arg("plain") = p.plain, py::arg("per_thread") = p.per_thread, py::arg("block") = p.block,
+                  py::arg("grid") = p.grid, py::arg("partials") = p.partials, py::arg("finish") = p.finish,
+                  py::arg("shared_bytes") = p.shared_bytes);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -41,6 +58,18 @@ PYBIND11_MODULE(_C, m) {
       "Use another instruction set from now on (tests and benchmarks only).");
   m.def("empty_cache", &empty_cache, "Return the memory kept for the next large result to the system.");
   m.def("cached_bytes", &cached_bytes, "How many bytes are kept for the next large results.");
+  m.def(
+      "cuda_plan",
+      [](const py::bytes& problem, int output, int multiprocessors) {
+        return cuda_plan(problem, output, multiprocessors);
+      },
+      py::arg("problem"), py::arg("output"), py::arg("multiprocessors"), "The launch of a CUDA kernel (cuda/plan.h).");
+  m.def(
+      "cuda_scale_plan",
+      [](int64_t numel, int dtype, int multiprocessors) {
+        return py::make_tuple(scale_grid(numel, DType(dtype), multiprocessors), kScaleBlock);
+      },
+      py::arg("numel"), py::arg("dtype"), py::arg("multiprocessors"), "Grid and block of the scaling kernel.");
   m.attr("CHUNK") = kChunk;
   m.attr("LANES") = kLanes;
   m.attr("TORCH_VERSION") = FL_TORCH_VERSION;

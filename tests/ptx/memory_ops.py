@@ -84,6 +84,8 @@ def _load_parameter(operands, text: str, writes, kind: str):
     program, size = operands.program, size_of(kind)
     if base in program.local_offsets:  # parameter of an inlined function
         return _load_memory(operands.address(text), writes, kind, "local", ())
+    if operands.register(base) is not None:
+        return _load_computed_parameter(operands.address(text), writes, kind)
     if base not in program.parameter_offsets:
         raise PtxError(f"parameter address {text}")
     first = program.parameter_offsets[base] + offset
@@ -94,6 +96,24 @@ def _load_parameter(operands, text: str, writes, kind: str):
         values = wave.parameters[first : first + size * len(writes)].copy().view(NUMPY[kind])
         for i, write in enumerate(writes):
             write(wave, selection, values[i : i + 1])
+
+    return run
+
+
+def _load_computed_parameter(address, writes, kind: str):
+    """A parameter at an address in a register: somewhere in a struct that is passed by value."""
+    size = size_of(kind)
+    nbytes = size * len(writes)
+
+    def run(wave, selection):
+        first = np.broadcast_to(address(wave, selection), wave.lanes[selection].shape)
+        bad = (first < 0) | (first + nbytes > len(wave.parameters)) | (first % nbytes != 0)
+        if bad.any():
+            i = np.flatnonzero(bad)[0]
+            wave.fail(f"parameter access of {nbytes} bytes at {first[i]}", wave.lanes[selection][i])
+        values = wave.parameters[first[:, None] + np.arange(nbytes)].view(NUMPY[kind])
+        for i, write in enumerate(writes):
+            write(wave, selection, values[:, i])
 
     return run
 

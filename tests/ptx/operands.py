@@ -91,7 +91,8 @@ class Operands:
         program = self.program
         if name == program.dynamic_shared:
             return lambda wave, selection: np.array([wave.dynamic_offset + extra]).astype(dtype)
-        for offsets in (program.shared_offsets, program.local_offsets):
+        # a parameter of the kernel is at its offset in the parameter space
+        for offsets in (program.shared_offsets, program.local_offsets, program.parameter_offsets):
             if name in offsets:
                 return constant(np.array([offsets[name] + extra]).astype(dtype))
         if name in program.module_variables:

@@ -1,0 +1,84 @@
+// Launch geometry as a pure function of the problem: what the launcher and the tests that execute the PTX both ask.
+#pragma once
+#include "../problem.h"
+
+namespace fused_logistic {
+
+constexpr bool has_sum(Output output) {
+  return output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kCount;
+}
+constexpr bool has_elements(Output output) { return output != Output::kLossSum && output != Output::kCount; }
+constexpr int size_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+    case DType::kInt64:
+      return 8;
+    case DType::kFloat32:
+    case DType::kInt32:
+      return 4;
+    case DType::kFloat16:
+    case DType::kBFloat16:
+    case DType::kInt16:
+      return 2;
+    default:
+      return 1;
+  }
+}
+constexpr bool is_full(const Operand& operand, int64_t numel) { return operand.inner == 1 && operand.size == numel; }
+
+// No weight, pos_weight, mask, smoothing or ignored target: the formula with p = w = 1.
+constexpr bool is_plain(const Problem& problem) {
+  return problem.weight.data == nullptr && problem.pos_weight.data == nullptr && problem.mask.data == nullptr &&
+         problem.label_smoothing == 0 && !problem.has_ignore_index;
+}
+
+// Whether there is a plain_kernel for the problem, its types being known at compile time; else general_kernel, which
+// finds out at run time, computes it.
+constexpr bool has_plain_kernel(const Problem& problem, Output output) {
+  const DType logits = problem.logits.dtype, target = problem.target.dtype;
+  const bool outputs = output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kLoss ||
+                       output == Output::kGradLogits;
+  const bool half = logits == DType::kFloat16 || logits == DType::kBFloat16;
+  const bool types =
+      target == logits || target == DType::kUInt8 || target == DType::kInt64 || (half && target == DType::kFloat32);
+  return outputs && types && is_plain(problem) && is_full(problem.logits, problem.numel) &&
+         is_full(problem.target, problem.numel) && problem.compute_double == (logits == DType::kFloat64) &&
+         (!has_elements(output) || problem.out_dtype == logits);
+}
+
+struct Plan {
+  bool plain;            // plain_kernel, else general_kernel
+  int per_thread;        // neighbouring elements of a thread: the most that 16 bytes hold
+  int block;             // threads: one for per_thread of the kLanes lanes
+  int64_t grid;          // blocks, each of which takes chunks blockIdx.x, blockIdx.x + grid, ...; 0: nothing to launch
+  int64_t partials;      // doubles of workspace
+  bool finish;           // whether finish_kernel (one block of kLanes threads) has to follow
+  int64_t shared_bytes;  // static shared memory of a block
+};
+
+// multiprocessors: of the device. It decides how many blocks there are, and changes no bit of any result.
+constexpr Plan plan(const Problem& problem, Output output, int multiprocessors) {
+  Plan p = {};
+  p.plain = has_plain_kernel(problem, output);
+  p.per_thread = 16 / size_of(p.plain                  ? problem.logits.dtype
+                              : problem.compute_double ? DType::kFloat64
+                                                       : DType::kFloat32);
+  p.block = int(kLanes) / p.per_thread;
+  const int64_t most = int64_t(multiprocessors) * 32;  // more blocks than are resident: the last ones even out
+  p.grid = chunks(problem.numel) < most ? chunks(problem.numel) : most;
+  // One chunk: its block writes the result itself.
+  p.finish = has_sum(output) && chunks(problem.numel) != 1;
+  p.partials = p.finish ? chunks(problem.numel) : 0;
+  p.shared_bytes = has_sum(output) ? kLanes * 8 : 0;
+  return p;
+}
+
+// scale_kernel: one thread for 16 bytes, in blocks of kScaleBlock.
+constexpr int kScaleBlock = 256;
+constexpr int64_t scale_grid(int64_t numel, DType dtype, int multiprocessors) {
+  const int64_t per_block = kScaleBlock * (16 / size_of(dtype));
+  const int64_t blocks = (numel + per_block - 1) / per_block, most = int64_t(multiprocessors) * 32;
+  return blocks < most ? blocks : most;
+}
+
+}  // namespace fused_logistic

@@ -1,0 +1,198 @@
+"""Runs the CUDA kernels in the PTX interpreter on torch CPU tensors: a stand-in for csrc/cuda/launch.cu."""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+from pathlib import Path
+
+import torch
+from ptx import Memory, load_file, toolchain
+
+from fused_logistic import _C
+
+CSRC = Path(__file__).parents[1] / "csrc"
+FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-fmad=false")
+Output = IntEnum("Output", "LossSum LossSumAndGrad Loss Count GradLogits GradTarget GradWeight GradPosWeight", start=0)
+SUMS = (Output.LossSum, Output.LossSumAndGrad, Output.Count)
+CODES = {
+    torch.float64: 0,
+    torch.float32: 1,
+    torch.float16: 2,
+    torch.bfloat16: 3,
+    torch.uint8: 4,
+    torch.bool: 4,
+    torch.int8: 5,
+    torch.int16: 6,
+    torch.int32: 7,
+    torch.int64: 8,
+}
+CPP = ["double", "float", "fused_logistic::Half", "fused_logistic::BFloat16", "unsigned char", "", "", "", "long"]
+
+
+class Operand(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_uint64),
+        ("dtype", ctypes.c_int8),
+        ("inner", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+    ]
+
+
+class Problem(ctypes.Structure):
+    """csrc/problem.h"""
+
+    OPERANDS = ("logits", "target", "weight", "pos_weight", "mask", "grad_output")
+    _fields_ = [
+        ("numel", ctypes.c_int64),
+        *[(name, Operand) for name in OPERANDS],
+        ("compute_double", ctypes.c_bool),
+        ("out", ctypes.c_uint64),
+        ("out_dtype", ctypes.c_int8),
+        ("scale", ctypes.c_double),
+        ("label_smoothing", ctypes.c_double),
+        ("has_ignore_index", ctypes.c_bool),
+        ("ignore_index", ctypes.c_double),
+    ]
+
+
+class Launch(ctypes.Structure):
+    """csrc/cuda/kernels.cuh"""
+
+    _fields_ = [
+        ("problem", Problem),
+        ("count", ctypes.c_uint64),
+        ("divisor", ctypes.c_double),
+        ("partials", ctypes.c_uint64),
+        ("result", ctypes.c_uint64),
+        ("result_dtype", ctypes.c_int8),
+    ]
+
+
+def load(arch: int, source: Path = CSRC / "cuda" / "kernels.cu", defines=()):
+    return load_file(toolchain.compile_ptx(source, arch, defines=defines, flags=FLAGS))
+
+
+def place(memory: Memory, tensor: torch.Tensor, offset: int) -> int:
+    """The tensor in read-only memory, ``offset`` elements off a 256-byte boundary; -> its address."""
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    padding = torch.full((offset * tensor.element_size(),), 0xA5, dtype=torch.uint8)
+    return memory.array(torch.cat([padding, raw]).numpy(), readonly=True).addr + len(padding)
+
+
+def operand(memory: Memory, tensor: torch.Tensor | None, shape: torch.Size, offset: int) -> Operand:
+    """A scalar, full, [columns] or [rows, 1] tensor, as csrc/iteration.cpp describes it."""
+    if tensor is None:
+        return Operand(0, CODES[torch.float32], 1, 1)
+    inner = shape[-1] if tensor.dim() == 2 and tensor.shape[1] == 1 and tensor.numel() > 1 else 1
+    return Operand(place(memory, tensor, offset), CODES[tensor.dtype], inner, tensor.numel())
+
+
+class Result:
+    """``sum``, ``out`` and ``stats`` of what was launched."""
+
+    def __init__(self):
+        self.sum = self.out = None
+        self.stats = []
+
+
+def run(
+    module,
+    output: Output,
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    weight=None,
+    pos_weight=None,
+    mask=None,
+    grad_output=None,
+    mean=False,
+    label_smoothing=0.0,
+    ignore_index=None,
+    out_dtype=None,
+    result_dtype=torch.float64,
+    offsets=(0, 0, 0),  # of logits, target and output from an aligned address, in elements
+    multiprocessors=1,
+    grid=None,
+    general=False,  # general_kernel even where there is a plain one
+    schedule="lockstep",
+    seed=0,
+    count=None,
+) -> Result:
+    """What launch.cu does for one output of one problem."""
+    memory, result, shape = Memory(), Result(), logits.shape
+    out_dtype = out_dtype or logits.dtype
+    tensors = (logits, target, weight, pos_weight, mask, grad_output)
+    places = (*offsets[:2], 1, 1, 1, 0)
+    problem = Problem(
+        logits.numel(),
+        *[operand(memory, tensor, shape, offset) for tensor, offset in zip(tensors, places, strict=True)],
+        compute_double=torch.float64 in (logits.dtype, target.dtype),
+        out_dtype=CODES[out_dtype],
+        label_smoothing=label_smoothing,
+        has_ignore_index=ignore_index is not None,
+        ignore_index=float(ignore_index or 0),
+    )
+    if mean and count is None and (mask is not None or ignore_index is not None):
+        count = run(module, Output.Count, logits, target, mask=mask, ignore_index=ignore_index).sum
+    divisor = logits.numel() if mean and count is None else 1
+    problem.scale = 1 / divisor
+    plan = _C.cuda_plan(bytes(problem), int(output), multiprocessors)
+    launch = Launch(problem, divisor=divisor, result_dtype=CODES[result_dtype])
+    if count is not None:
+        launch.count = place(memory, count, 0)
+    if output in SUMS:
+        scalar = memory.empty(torch.empty(0, dtype=result_dtype).element_size(), "u1")
+        launch.result = scalar.addr
+    if plan["partials"]:
+        launch.partials = memory.empty(plan["partials"], "f8").addr
+    if output not in (Output.LossSum, Output.Count):
+        size = torch.empty(0, dtype=out_dtype).element_size()
+        out = memory.empty((offsets[2] + logits.numel()) * size, "u1")
+        launch.problem.out = out.addr + offsets[2] * size
+    name = kernel_name(output, problem, plan["plain"] and not general)
+    block = plan["block"]
+    if general:
+        block = 512 if problem.compute_double else 256
+    if plan["grid"]:
+        result.stats.append(
+            module[name].launch(grid or plan["grid"], block, [bytes(launch)], mem=memory, schedule=schedule, seed=seed)
+        )
+    if plan["finish"]:
+        finish = module["finish_kernel"]
+        result.stats.append(finish.launch(1, _C.LANES, [bytes(launch)], mem=memory, schedule=schedule, seed=seed))
+    assert not any(stats.warnings for stats in result.stats)
+    if output in SUMS:
+        assert scalar.initialised()
+        result.sum = torch.from_numpy(scalar.read()).view(result_dtype)
+    if output not in (Output.LossSum, Output.Count):
+        first = out.offset + offsets[2] * size
+        assert not (memory.flags[out.offset : first] & 4).any(), "written before the output"
+        assert (memory.flags[first : out.offset + out.nbytes] & 4).all(), "not written"
+        result.out = torch.from_numpy(out.read()[offsets[2] * size :].copy()).view(out_dtype).reshape(shape)
+    return result
+
+
+def kernel_name(output: Output, problem: Problem, plain: bool) -> str:
+    enum = f"(fused_logistic::Output){int(output)}"
+    if plain:
+        return f"plain_kernel<{enum}, {CPP[problem.logits.dtype]}, {CPP[problem.target.dtype]}>"
+    return f"general_kernel<{enum}, {'double' if problem.compute_double else 'float'}>"
+
+
+def on_cpu(output, logits, target, weight=None, pos_weight=None, mask=None, grad_output=None, mean=False,
+           label_smoothing=0.0, ignore_index=None, **_) -> Result:  # fmt: skip
+    """The same from the CPU kernels, sums in fp64."""
+    ops, result = torch.ops.fused_logistic, Result()
+    shared = (logits, target, weight, pos_weight, mask)
+    options = (label_smoothing, ignore_index)
+    reduction = 1 if mean else 2
+    if output == Output.LossSum:
+        result.sum = ops.bce(*shared, reduction, *options, torch.float64)
+    elif output == Output.LossSumAndGrad:
+        result.sum, result.out = ops.bce_with_grad(*shared, reduction, *options, torch.float64)
+    elif output == Output.Loss:
+        result.out = ops.bce(*shared, 0, *options, logits.dtype)
+    else:
+        wrt = output - Output.GradLogits
+        result.out = ops.bce_backward(grad_output, *shared, reduction if mean else 0, *options, wrt)
+    return result

@@ -1,0 +1,359 @@
+"""The CUDA kernels, executed as PTX in an interpreter (tests/ptx), against the CPU kernels: every bit is equal.
+
+Arithmetic, memory accesses, races and barriers are those of the PTX that nvcc emits. Nothing here ran on a GPU: neither
+speed nor what ptxas makes of the PTX has been seen.
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import same_bits
+
+toolchain = pytest.importorskip("ptx.toolchain", reason="the PTX interpreter needs numpy")
+try:
+    toolchain.find()
+except toolchain.ToolchainMissing as missing:
+    pytest.skip(str(missing), allow_module_level=True)
+
+from cuda_kernels import CODES, CPP, SUMS, Launch, Operand, Output, Problem, load, on_cpu, place, run  # noqa: E402
+from ptx import Memory, PtxError  # noqa: E402
+
+from fused_logistic import _C  # noqa: E402
+
+FULL_ARCH, SAMPLE_ARCHS = 80, [75, 90, 120]
+SAMPLE = Path(__file__).with_name("cuda_sample.cu")
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+PLAIN = [(z, y) for z in FLOATS for y in (z, torch.bool, torch.int64)] + [
+    (torch.float16, torch.float32),
+    (torch.bfloat16, torch.float32),
+]
+PLAIN_OUTPUTS = [Output.LossSum, Output.LossSumAndGrad, Output.Loss, Output.GradLogits]
+SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 6e-8, 20, -20, 88, -88, 104, -104, 700, -746, 6e4, -6e4]
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return load(FULL_ARCH)
+
+
+def name(value):
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else getattr(value, "name", str(value))
+
+
+def make_logits(shape, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 5 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    flat = logits.view(-1)
+    for i, value in enumerate(SPECIAL[: flat.numel() // 2]):
+        flat[(i * 97 + seed) % flat.numel()] = value
+    return logits.to(dtype)
+
+
+def make_target(shape, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed + 1)
+    if dtype.is_floating_point:
+        soft = torch.rand(shape, generator=generator, dtype=torch.float64)
+        return torch.where(soft < 0.3, 0.0, torch.where(soft > 0.7, 1.0, soft)).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
+
+
+def check(result, expected):
+    if expected.sum is not None:
+        assert same_bits(result.sum.reshape(()), expected.sum.double())
+    if expected.out is not None:
+        assert same_bits(result.out, expected.out)
+
+
+def compare(kernels, output, logits, target, **options):
+    if output >= Output.GradLogits and options.get("grad_output") is None:
+        options["grad_output"] = make_logits(logits.shape, logits.dtype, seed=9)
+    result = run(kernels, output, logits, target, **options)
+    check(result, on_cpu(output, logits, target, **options))
+    return result
+
+
+# ---- Kernels for plain problems ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", PLAIN_OUTPUTS, ids=name)
+@pytest.mark.parametrize("types", PLAIN, ids=lambda types: "-".join(map(name, types)))
+def test_plain(kernels, types, output):
+    """A whole chunk by vectors and a ragged one; then all misaligned; then grad_output broadcast."""
+    for shape, options in [
+        ((1, 8192 + 1029), {}),
+        ((1, 1031), {"offsets": (1, 1, 1), "mean": True, "schedule": "random"}),
+        ((9, 15), {"offsets": (0, 3, 0), "grad_output": torch.tensor(0.3), "schedule": "reverse"}),
+    ]:
+        result = compare(kernels, output, make_logits(shape, types[0]), make_target(shape, types[1]), **options)
+        if shape[1] > 8192:
+            assert result.stats[0].ops["ld.global 16 bytes"] > 0
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_lengths(kernels, dtype):
+    """Around the edges of vectors, rows and chunks; one launch up to a chunk, two from there on."""
+    for n in [1, 2, 3, 4, 5, 7, 8, 9, 31, 1023, 1024, 1025, 2047, 8191, 8192, 8193, 16384, 16387]:
+        logits, target = make_logits((1, n), dtype, n), make_target((1, n), dtype, n)
+        result = compare(kernels, Output.LossSumAndGrad, logits, target, mean=bool(n % 2))
+        assert len(result.stats) == (1 if n <= _C.CHUNK else 2)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_alignment(kernels, dtype):
+    """Every offset of each pointer from a 16-byte boundary; vectors where all are aligned, else single elements."""
+    vector = 16 // torch.empty(0, dtype=dtype).element_size()
+    logits, target = make_logits((1, 8200), dtype), make_target((1, 8200), dtype)
+    for offset in range(1, vector):
+        for offsets in ((offset, 0, 0), (0, offset, 0), (0, 0, offset), (offset, offset, offset)):
+            compare(kernels, Output.LossSumAndGrad, logits[:, :1100], target[:, :1100], offsets=offsets)
+    compare(kernels, Output.LossSumAndGrad, logits, target, offsets=(vector, 0, vector))
+
+
+@pytest.mark.parametrize("schedule", ["lockstep", "serial", "reverse", "random"])
+def test_same_bits_for_every_grid_and_schedule(kernels, schedule):
+    logits, target = make_logits((1, 5 * 8192 + 77), torch.float32), make_target((1, 5 * 8192 + 77), torch.float32)
+    expected = on_cpu(Output.LossSumAndGrad, logits, target)
+    for grid in (1, 2, 6, 9) if schedule == "lockstep" else (3,):
+        check(run(kernels, Output.LossSumAndGrad, logits, target, grid=grid, schedule=schedule, seed=grid), expected)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_infinite_and_nan_logits(kernels, dtype):
+    logits = torch.tensor([[np.inf, -np.inf, np.nan, np.inf, -np.inf, 0.0]], dtype=dtype)
+    target = torch.tensor([[1, 0, 1, 0, 1, 0.5]], dtype=dtype)
+    for output in PLAIN_OUTPUTS:
+        compare(kernels, output, logits, target)
+    compare(kernels, Output.LossSum, logits[:, :2], target[:, :2])
+    compare(kernels, Output.LossSum, logits[:, 3:], target[:, 3:])
+
+
+def test_reciprocal_from_any_start_that_the_manual_allows(kernels):
+    """rcp.approx may differ between GPUs within its error bound; the gradient does not."""
+    logits, target = make_logits((1, 4096), torch.float32), make_target((1, 4096), torch.float32)
+    expected = on_cpu(Output.LossSumAndGrad, logits, target)
+    memory = Memory()
+    out, total = memory.empty(4096, np.float32), memory.empty(1, np.float64)
+    full = [Operand(place(memory, tensor, 0), CODES[torch.float32], 1, 4096) for tensor in (logits, target)]
+    problem = Problem(4096, *full, out=out.addr, out_dtype=CODES[torch.float32], scale=1)
+    launch = Launch(problem, divisor=1, result=total.addr, result_dtype=CODES[torch.float64])
+    kernel = kernels["plain_kernel<(fused_logistic::Output)1, float, float>"]
+    for seed in range(3):
+        kernel.launch(1, 256, [bytes(launch)], mem=memory, approx_noise=True, seed=seed)
+        assert same_bits(torch.from_numpy(out.read()), expected.out.view(-1))
+        assert total.read()[0] == expected.sum.item()
+
+
+# ---- The general kernel --------------------------------------------------------------------------------------------
+
+ROWS, COLUMNS = 37, 31
+FORMS = {"absent": None, "scalar": (1,), "column": (COLUMNS,), "row": (ROWS, 1), "full": (ROWS, COLUMNS)}
+OPERAND_TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32]
+TARGETS = [*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+
+
+def make_weight(form, dtype):
+    shape = FORMS[form]
+    return None if shape is None else (1 + 3 * torch.rand(shape, dtype=torch.float64)).to(dtype)
+
+
+WEIGHTED = [
+    (weight, pos_weight, output)
+    for weight, pos_weight, output in itertools.product(FORMS, FORMS, Output)
+    if output != Output.Count
+    and not (output == Output.GradWeight and weight == "absent")
+    and not (output == Output.GradPosWeight and pos_weight == "absent")
+]
+
+
+@pytest.mark.parametrize("weight,pos_weight,output", WEIGHTED, ids=name)
+def test_weights(kernels, weight, pos_weight, output):
+    """Every form of both weights; the types of all tensors take turns."""
+    turn = list(FORMS).index(weight) * 5 + list(FORMS).index(pos_weight) + int(output)
+    dtype = FLOATS[turn % 4]
+    logits = make_logits((ROWS, COLUMNS), dtype, turn)
+    target = make_target((ROWS, COLUMNS), TARGETS[turn % 10] if output != Output.GradTarget else FLOATS[turn // 3 % 4])
+    weights = {"weight": (weight, OPERAND_TYPES[turn % 5]), "pos_weight": (pos_weight, OPERAND_TYPES[turn // 2 % 5])}
+    options = {key: make_weight(form, kind) for key, (form, kind) in weights.items()}
+    like = {
+        Output.GradTarget: target,
+        Output.GradWeight: options["weight"],
+        Output.GradPosWeight: options["pos_weight"],
+    }
+    if output in like:
+        if not like[output].is_floating_point():
+            key = "weight" if output == Output.GradWeight else "pos_weight"
+            options[key] = like[output] = like[output].float()
+        options["out_dtype"] = like[output].dtype
+    options |= {"mean": turn % 2 == 0, "schedule": ["lockstep", "random", "reverse"][turn % 3]}
+    compare(kernels, output, logits, target, **options)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=name)
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_target_types(kernels, dtype, target):
+    logits, labels = make_logits((40, 33), dtype, 3), make_target((40, 33), target, 4)
+    weight = make_weight("column", torch.float32)
+    weight = torch.cat([weight, weight[:2]])
+    for output in (Output.LossSumAndGrad, Output.GradLogits):
+        compare(kernels, output, logits, labels, weight=weight, offsets=(1, 1, 1))
+        compare(kernels, output, logits, labels, weight=weight)
+        compare(kernels, output, logits, labels)
+
+
+@pytest.mark.parametrize(
+    "smoothing,ignore_index,masked", list(itertools.product([0.0, 0.1], [None, -100, 1], [False, True]))
+)
+def test_smoothing_ignored_targets_and_masks(kernels, smoothing, ignore_index, masked):
+    logits, target = make_logits((90, 101), torch.float32), make_target((90, 101), torch.int64)
+    target[::3, 5] = -100 if ignore_index == -100 else 1
+    options = {"label_smoothing": smoothing, "ignore_index": ignore_index}
+    options["mask"] = torch.rand(90, 101) < 0.6 if masked else None
+    for output in (Output.LossSum, Output.LossSumAndGrad, Output.Loss, Output.GradLogits):
+        compare(kernels, output, logits, target, mean=output != Output.Loss, **options)
+    if masked or ignore_index is not None:
+        kept = torch.ones_like(target, dtype=torch.bool) if options["mask"] is None else options["mask"]
+        count = run(kernels, Output.Count, logits, target, **options).sum
+        assert count.item() == (kept & (target != ignore_index)).sum() if ignore_index is not None else kept.sum()
+
+
+def test_empty_mean_is_nan(kernels):
+    empty = torch.empty(0, 3)
+    assert run(kernels, Output.LossSum, empty, empty, mean=False).sum.item() == 0
+    one = torch.ones(1, 3)
+    assert run(kernels, Output.LossSum, one, one, mask=one != 1, mean=True).sum.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_result_types(kernels, dtype):
+    logits, target = make_logits((3, 4000), torch.float32), make_target((3, 4000), torch.float32)
+    for mean in (False, True):
+        exact = on_cpu(Output.LossSum, logits, target, mean=mean).sum
+        got = run(kernels, Output.LossSum, logits, target, mean=mean, result_dtype=dtype).sum
+        assert same_bits(got.reshape(()), exact if dtype == torch.float64 else exact.float().to(dtype))
+
+
+# ---- Scaling, the second stage, and large sizes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, float("nan")])
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_scale(kernels, dtype, factor):
+    for n, offset, kind in [
+        (1, 0, dtype),
+        (4099, 0, torch.float32),
+        (4099, 1, torch.float64),
+        (4099, 0, torch.bfloat16),
+    ]:
+        data, by = make_logits((n,), dtype), torch.tensor(factor, dtype=kind)
+        memory, size = Memory(), data.element_size()
+        raw = torch.cat([torch.zeros(offset * size, dtype=torch.uint8), data.view(torch.uint8)])
+        buffer = memory.array(raw.numpy())
+        grid, block = _C.cuda_scale_plan(n, CODES[dtype], 1)
+        scalar = place(memory, by.reshape(1), 0)
+        kernel = kernels[f"scale_kernel<{CPP[CODES[dtype]]}>"]
+        stats = kernel.launch(grid, block, [buffer.addr + offset * size, n, scalar, CODES[kind]], mem=memory)
+        arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+        got = torch.from_numpy(buffer.read()[offset * size :]).view(dtype)
+        assert same_bits(got, (data.to(arithmetic) * by.to(arithmetic)).to(dtype))
+        if factor == 1:
+            assert stats.store_bytes == 0
+
+
+@pytest.mark.parametrize("count", [0, 2, 1023, 1025, 8192, 8193, 20000])
+def test_second_stage(kernels, count):
+    """The chunks' sums in the order of csrc/problem.h, over as many levels as it takes."""
+    partials = torch.randn(count, dtype=torch.float64).numpy()
+    expected = partials.copy()
+    while len(expected) > 1:
+        sums = []
+        for begin in range(0, len(expected), 8192):
+            lanes = np.zeros(1024)
+            for row in range(begin, min(begin + 8192, len(expected)), 1024):
+                part = expected[row : row + 1024]
+                lanes[: len(part)] += part
+            while len(lanes) > 1:
+                lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+            sums.append(lanes[0])
+        expected = np.array(sums)
+    memory = Memory()
+    buffer, out = memory.array(partials), memory.empty(1, np.float64)
+    launch = Launch(Problem(8192 * count), divisor=1, partials=buffer.addr, result=out.addr, result_dtype=0)
+    kernels["finish_kernel"].launch(1, 1024, [bytes(launch)], mem=memory)
+    assert out.read()[0] == (expected[0] if count else 0)
+
+
+@pytest.mark.parametrize("total", [2**31 + 8192 * 3 + 17, 2**32 + 5], ids=["2^31", "2^32"])
+@pytest.mark.parametrize("general", [False, True], ids=["plain", "general"])
+def test_more_than_2_31_elements(kernels, total, general):
+    """Only the last two chunks exist in memory: any index that wraps around touches nothing and fails."""
+    chunks = -(-total // 8192)
+    start = (chunks - 2) * 8192
+    n = total - start
+    logits, target = make_logits((1, n), torch.float32), make_target((1, n), torch.float32)
+    weight = (1 + torch.rand(1, n)) if general else None
+    memory = Memory()
+
+    def window(tensor):
+        buffer = memory.window(total, start, tensor.view(-1).numpy(), readonly=True)
+        return Operand(buffer.addr, CODES[torch.float32], 1, total)
+
+    partials = memory.window(chunks, chunks - 2, np.zeros(2))
+    out = memory.window(total, start, np.zeros(n, np.float32))
+    operands = [window(logits), window(target), *([window(weight)] if general else [])]
+    launch = Launch(Problem(total, *operands, out=out.addr, out_dtype=1, scale=1), divisor=1, partials=partials.addr)
+    kind = "general_kernel<(fused_logistic::Output)1, float>" if general else \
+        "plain_kernel<(fused_logistic::Output)1, float, float>"  # fmt: skip
+    last = [chunks - 2, chunks - 1]
+    kernels[kind].launch(chunks, 256, [bytes(launch)], mem=memory, blocks=last)
+    expected = on_cpu(Output.LossSumAndGrad, logits, target, weight=weight)
+    assert same_bits(torch.from_numpy(out.read()).view(1, n), expected.out)
+    assert partials.read().sum() == expected.sum.item()
+
+
+def test_plan():
+    """The grid covers the chunks, the workspace holds their sums, and small problems take one launch."""
+    for n in (0, 1, 8192, 8193, 2**26, 2**40):
+        full = Operand(4096, CODES[torch.float32], 1, n)
+        problem = Problem(n, full, full, out_dtype=CODES[torch.float32])
+        for output in Output:
+            plan, chunks = _C.cuda_plan(bytes(problem), int(output), 132), -(-n // 8192)
+            assert plan["grid"] == min(chunks, 132 * 32)
+            assert plan["block"] * plan["per_thread"] == _C.LANES
+            assert plan["finish"] == (output in SUMS and chunks != 1)
+            assert plan["partials"] == (chunks if plan["finish"] else 0)
+    with pytest.raises(ValueError, match="expected a Problem of"):
+        _C.cuda_plan(b"", 0, 1)
+
+
+# ---- Other architectures -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", SAMPLE_ARCHS)
+def test_other_architectures(arch):
+    module = load(arch, SAMPLE)
+    float32, bfloat16 = torch.float32, torch.bfloat16
+    for z, y in [(float32, float32), (torch.float64, torch.bool), (torch.float16, torch.float16), (bfloat16, bfloat16)]:
+        for n in (7, 8192 + 1029):
+            logits, target = make_logits((1, n), z), make_target((1, n), y)
+            compare(module, Output.LossSumAndGrad, logits, target, offsets=(n % 2, 0, 0))
+    logits, target = make_logits((ROWS, COLUMNS), bfloat16), make_target((ROWS, COLUMNS), float32)
+    compare(module, Output.GradLogits, logits, target)
+    weights = {"weight": make_weight("row", torch.float16), "pos_weight": make_weight("column", bfloat16)}
+    for z in (float32, torch.float16, bfloat16):
+        logits = make_logits((ROWS, COLUMNS), z)
+        compare(module, Output.LossSumAndGrad, logits, make_target((ROWS, COLUMNS), torch.int32), **weights)
+    logits, target = make_logits((ROWS, COLUMNS), torch.float64), make_target((ROWS, COLUMNS), bfloat16)
+    compare(module, Output.GradTarget, logits, target, out_dtype=bfloat16, **weights)
+
+
+def test_writing_out_of_bounds_is_noticed(kernels):
+    """The harness has teeth: one element less of memory than the problem says is an error."""
+    memory = Memory()
+    logits = memory.array(np.zeros(9, np.float32), readonly=True)
+    full = Operand(logits.addr, CODES[torch.float32], 1, 10)
+    launch = Launch(Problem(10, full, full, out=memory.empty(10, np.float32).addr, out_dtype=1), divisor=1)
+    with pytest.raises(PtxError):
+        kernels["plain_kernel<(fused_logistic::Output)2, float, float>"].launch(1, 256, [bytes(launch)], mem=memory)
