@@ -27,6 +27,12 @@ bool any_is_dual(const Tensors&... tensors) {
   return (is_dual(tensors) || ...);
 }
 
+bool is_batched(const Tensor& tensor) {
+  using c10::DispatchKey;
+  return tensor.key_set().has_any(
+      c10::DispatchKeySet({DispatchKey::Batched, DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper}));
+}
+
 // Whether a torch.func transform is active: its levels differentiate what they see, which must not be a C++ Function.
 bool transformed() { return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode); }
 
@@ -91,7 +97,9 @@ struct BceFunction : torch::autograd::Function<BceFunction> {
     variable_list grads(9);
     if (needed(0)) {
       const auto ready = ctx->saved_data.find("grad");
-      if (ready != ctx->saved_data.end() && !at::GradMode::is_enabled()) {
+      // nor can it be scaled in place by a grad_output that carries a tangent or a batch (is_grads_batched)
+      const bool plain = !at::GradMode::is_enabled() && !is_dual(grad_output) && !is_batched(grad_output);
+      if (ready != ctx->saved_data.end() && plain) {
         grads[0] = std::move(ready->second).toTensor();
         ctx->saved_data.erase(ready);
         scale_op().call(grads[0], grad_output);
