@@ -41,7 +41,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format typecheck bench build clean distclean FORCE
+.PHONY: help demo test slow lint format typecheck bench build clean distclean FORCE
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -53,8 +53,11 @@ demo: $(STAMPS)/build  ## the chain rule in numbers, logistic regression on real
 	@echo
 	@$(RUN) examples/time_loss.py
 
-test: $(STAMPS)/build $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests (PYTEST_ARGS=... goes to pytest)
-	@$(RUN) -m pytest $(PYTEST_ARGS)
+test: $(STAMPS)/build $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests but the slow ones (PYTEST_ARGS=... goes to pytest)
+	@$(RUN) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+slow: $(STAMPS)/build  ## run the tests that take more than ten seconds each: every float, 2^31 elements
+	@$(RUN) -m pytest -m slow $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev  ## check the form of Python (ruff) and C++ (clang-format)
 	@failed=; \
