@@ -41,7 +41,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format typecheck bench build clean distclean FORCE
+.PHONY: help demo test slow lint format typecheck bench build clean distclean FORCE
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -53,14 +53,19 @@ demo: $(STAMPS)/build  ## the chain rule in numbers, logistic regression on real
 	@echo
 	@$(RUN) examples/time_loss.py
 
-test: $(STAMPS)/build $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests (PYTEST_ARGS=... goes to pytest)
-	@$(RUN) -m pytest $(PYTEST_ARGS)
+test: $(STAMPS)/build $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests but the slow ones (PYTEST_ARGS=... goes to pytest)
+	@$(RUN) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+slow: $(STAMPS)/build  ## run the tests that take more than ten seconds each: every float, 2^31 elements
+	@$(RUN) -m pytest -m slow $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev  ## check the form of Python (ruff) and C++ (clang-format)
-	@$(RUN) -m ruff check .
-	@$(RUN) -m ruff format --check .
-	@$(CXX_SOURCES) | xargs -0 -r $(VENV)/bin/clang-format --dry-run -Werror
-	@echo "clang-format: $$($(CXX_SOURCES) | tr -cd '\0' | wc -c) files of csrc looked at"
+	@failed=; \
+	$(RUN) -m ruff check . || failed=1; \
+	$(RUN) -m ruff format --check . || failed=1; \
+	$(CXX_SOURCES) | xargs -0 -r $(VENV)/bin/clang-format --dry-run -Werror || failed=1; \
+	echo "clang-format: $$($(CXX_SOURCES) | tr -cd '\0' | wc -c) files of csrc looked at"; \
+	[ -z "$$failed" ]
 
 format: $(STAMPS)/dev  ## bring Python and C++ into the form that `make lint` checks
 	@$(RUN) -m ruff check --fix .

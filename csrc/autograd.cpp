@@ -27,6 +27,12 @@ bool any_is_dual(const Tensors&... tensors) {
   return (is_dual(tensors) || ...);
 }
 
+bool is_batched(const Tensor& tensor) {
+  using c10::DispatchKey;
+  return tensor.key_set().has_any(
+      c10::DispatchKeySet({DispatchKey::Batched, DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper}));
+}
+
 // Whether a torch.func transform is active: its levels differentiate what they see, which must not be a C++ Function.
 bool transformed() { return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode); }
 
@@ -52,6 +58,14 @@ const auto& scale_op() {
   return handle;
 }
 
+// fp16 has too few exponents to hold gradients divided by the number of elements and then multiply them by the loss scale
+// of mixed precision: unless grad_output is 1 they are computed again, with both factors. Elsewhere than on the CPU
+// looking at grad_output would wait for the device, so there fp16 is always computed in the backward pass.
+bool may_compute_grad_early(const Tensor& logits) { return logits.scalar_type() != at::kHalf || logits.is_cpu(); }
+bool may_scale(const Tensor& grad, const Tensor& grad_output) {
+  return grad.scalar_type() != at::kHalf || grad_output.item<double>() == 1;
+}
+
 // For mean and sum the forward pass computes the gradient for the logits as well, in the same pass over memory. The
 // backward pass hands that tensor out, scaled in place by grad_output. Its new owner may change it, so it is handed out
 // once: a second backward call (retain_graph) computes it again, and so does create_graph, differentiably.
@@ -62,7 +76,7 @@ struct BceFunction : torch::autograd::Function<BceFunction> {
     if (label_smoothing != 0) ctx->saved_data["label_smoothing"] = label_smoothing;
     if (ignore_index.has_value()) ctx->saved_data["ignore_index"] = ignore_index;
     Tensor loss;
-    if (reduction == at::Reduction::None || !logits.requires_grad()) {
+    if (reduction == at::Reduction::None || !logits.requires_grad() || !may_compute_grad_early(logits)) {
       loss = bce_op().call(FL_ARGUMENTS, dtype);
     } else {
       Tensor grad;
@@ -91,7 +105,9 @@ struct BceFunction : torch::autograd::Function<BceFunction> {
     variable_list grads(9);
     if (needed(0)) {
       const auto ready = ctx->saved_data.find("grad");
-      if (ready != ctx->saved_data.end() && !at::GradMode::is_enabled()) {
+      // nor can it be scaled in place by a grad_output that carries a tangent or a batch (is_grads_batched)
+      const bool plain = !at::GradMode::is_enabled() && !is_dual(grad_output) && !is_batched(grad_output);
+      if (ready != ctx->saved_data.end() && plain && may_scale(saved[0], grad_output)) {
         grads[0] = std::move(ready->second).toTensor();
         ctx->saved_data.erase(ready);
         scale_op().call(grads[0], grad_output);

@@ -28,7 +28,8 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
         *tensors, reduction, label_smoothing, ignore_index, _ = args
         ctx.options = reduction, label_smoothing, ignore_index
         gradient = None
-        if reduction == ops.NONE or not ctx.needs_input_grad[0]:
+        # fp16 has too few exponents to hold a gradient that is still to be multiplied by a loss scale
+        if reduction == ops.NONE or not ctx.needs_input_grad[0] or tensors[0].dtype == torch.float16:
             loss = ops.bce(*args)
         else:
             loss, gradient = ops.bce_with_grad(*args)

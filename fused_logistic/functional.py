@@ -11,8 +11,11 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import ops
 from .autograd import BinaryCrossEntropyWithLogits
+from .sharding import is_dtensor
+from .sharding import mean as sharded_mean
 
 _OPTIONAL_TENSOR = (Tensor, type(None))
+_PLAIN = (Tensor, torch.nn.Parameter)
 _REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
 
 
@@ -108,5 +111,7 @@ def binary_cross_entropy_with_logits(
     reduction_enum = _REDUCTIONS.get(reduction) if size_average is None and reduce is None else None
     if reduction_enum is None:
         reduction_enum = _unusual_reduction(size_average, reduce, reduction)
+    if type(input) not in _PLAIN and is_dtensor(input) and reduction_enum == ops.MEAN:
+        return sharded_mean(input, target, weight, pos_weight)
     function = BinaryCrossEntropyWithLogits.apply if torch.compiler.is_compiling() else ops.bce
     return function(input, target, weight, pos_weight, mask, reduction_enum, label_smoothing, ignore_index, None)

@@ -101,7 +101,7 @@ def _batched(info: Any, in_dims: Sequence[int | None], args: Sequence[Any]) -> l
 
 def _reduce_samples(loss: Tensor, kept: Tensor | None, reduction: int) -> Tensor:
     """The reduction of each sample of a batch of unreduced losses."""
-    flat = loss.reshape(loss.shape[0], -1)
+    flat = loss.unsqueeze(-1).flatten(1)
     if reduction == SUM or kept is not None:
         total = flat.sum(1)
         return total if reduction == SUM else total / kept
@@ -115,17 +115,19 @@ def _count_kept(logits: Tensor, target: Tensor, mask: Tensor | None, ignore_inde
     kept = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask.expand(logits.shape)
     if ignore_index is not None:
         kept = kept & (target != ignore_index)
-    return kept.reshape(kept.shape[0], -1).sum(1)
+    return kept.unsqueeze(-1).flatten(1).sum(1)
 
 
 def _vmap_bce(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:
     *operands, reduction, smoothing, ignore_index, dtype = args
     operands = _batched(info, in_dims, operands + [reduction, smoothing, ignore_index, dtype])[:5]
-    loss = bce(*operands, NONE, smoothing, ignore_index, dtype)
     if reduction == NONE:
-        return loss, 0
+        return bce(*operands, NONE, smoothing, ignore_index, dtype), 0
     logits, target, _, _, mask = operands
-    return _reduce_samples(loss, _count_kept(logits, target, mask, ignore_index), reduction).to(loss.dtype), 0
+    dtype = _loss_dtype(logits, target, dtype)
+    # a sum of half-precision losses is rounded once, at its end
+    loss = bce(*operands, NONE, smoothing, ignore_index, dtype if dtype == torch.double else torch.float)
+    return _reduce_samples(loss, _count_kept(logits, target, mask, ignore_index), reduction).to(dtype), 0
 
 
 def _vmap_bce_backward(info: Any, in_dims: Sequence[int | None], grad_output: Tensor, *args: Any) -> tuple[Tensor, int]:

