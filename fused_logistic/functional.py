@@ -112,6 +112,11 @@ def binary_cross_entropy_with_logits(
     if reduction_enum is None:
         reduction_enum = _unusual_reduction(size_average, reduce, reduction)
     if type(input) not in _PLAIN and is_dtensor(input) and reduction_enum == ops.MEAN:
-        return sharded_mean(input, target, weight, pos_weight)
+        if mask is not None or ignore_index is not None:
+            raise NotImplementedError(
+                "binary_cross_entropy_with_logits: expected neither mask nor ignore_index for the mean of a DTensor: "
+                "take reduction='sum' and divide by the global number of elements that remain"
+            )
+        return sharded_mean(input, target, weight, pos_weight, label_smoothing)
     function = BinaryCrossEntropyWithLogits.apply if torch.compiler.is_compiling() else ops.bce
     return function(input, target, weight, pos_weight, mask, reduction_enum, label_smoothing, ignore_index, None)

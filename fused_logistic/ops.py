@@ -104,7 +104,7 @@ def _reduce_samples(loss: Tensor, kept: Tensor | None, reduction: int) -> Tensor
     flat = loss.unsqueeze(-1).flatten(1)
     if reduction == SUM or kept is not None:
         total = flat.sum(1)
-        return total if reduction == SUM else total / kept
+        return total / kept if reduction == MEAN and kept is not None else total
     return flat.mean(1)
 
 

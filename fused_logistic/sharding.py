@@ -29,13 +29,15 @@ def is_dtensor(tensor: Tensor) -> bool:
     return True
 
 
-def mean(input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None) -> Tensor:
+def mean(
+    input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, label_smoothing: float
+) -> Tensor:
     """The mean loss of sharded logits: a partial sum on each device, over the number of elements of all of them."""
     dtype = target.dtype if target.is_floating_point() else input.dtype
     if dtype != torch.double and torch.is_autocast_enabled(input.device.type):
         dtype = torch.float
     summed = torch.double if dtype == torch.double else torch.float  # a sum in half precision would overflow
-    total = ops.bce(input, target, weight, pos_weight, None, ops.SUM, 0.0, None, summed)
+    total = ops.bce(input, target, weight, pos_weight, None, ops.SUM, label_smoothing, None, summed)
     return (total / input.numel()).to(dtype)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import fused_logistic as fl
 from fused_logistic import ops
 from tests import distributed_worker as worker
 
@@ -93,3 +94,19 @@ def test_example_started_by_torchrun():
     assert run.returncode == 0, run.stderr
     assert "process 0 of 2: 600 samples" in run.stdout and "process 1 of 2: 600 samples" in run.stdout
     assert "the weights differ by at most" in run.stdout
+
+
+def test_mean_with_ignored_elements_is_refused():
+    """It would need a global count; never a mean over something else."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        logits, target = (distribute_tensor(torch.rand(4, 3), mesh) for _ in range(2))
+        with pytest.raises(NotImplementedError, match="neither mask nor ignore_index for the mean of a DTensor"):
+            fl.binary_cross_entropy_with_logits(logits, target, ignore_index=-1)
+    finally:
+        torch.distributed.destroy_process_group()
