@@ -15,6 +15,8 @@ namespace {
 
 constexpr const char* kOp = "binary_cross_entropy_with_logits";
 
+}  // namespace
+
 DType dtype_of(at::ScalarType type) {
   switch (type) {
     case at::kDouble:
@@ -40,6 +42,8 @@ DType dtype_of(at::ScalarType type) {
       TORCH_CHECK_NOT_IMPLEMENTED(false, kOp, ": expected a floating point, integer or bool tensor, got ", type);
   }
 }
+
+namespace {
 
 bool is_floating(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;

@@ -37,6 +37,8 @@ struct Arguments {
 // Throws unless the arguments fit together; the message names the op, what was expected and what came.
 void check(const Arguments& arguments);
 
+DType dtype_of(at::ScalarType type);
+
 // The dtype of the loss, as torch's: the target's if it is a floating type, else the logits'.
 at::ScalarType loss_dtype(const Arguments& arguments, DTypeArgument dtype);
 
