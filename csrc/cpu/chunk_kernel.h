@@ -71,11 +71,26 @@ FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
   }
 }
 
+// Asks for the lines that the next row will read and write: the hardware's own prefetching stops at each row's end,
+// where the sums are added up. Beyond the end of an array it asks for nothing.
+template <Output kOutput, class C, class Z, class Y>
+FL_FN void prefetch_next_row(const Row<C, Z, Y>& row, int64_t i) {
+  constexpr int64_t w = width<typename Simd<C>::Value>, line = 64;
+  for (int64_t k = 0; k < w; k += line / int64_t(sizeof(Z))) {
+    __builtin_prefetch(row.logits + kLanes + i + k);
+    if constexpr (has_elements(kOutput)) __builtin_prefetch(row.out + kLanes + i + k, 1);
+  }
+  for (int64_t k = 0; k < w; k += line / int64_t(sizeof(Y))) __builtin_prefetch(row.target + kLanes + i + k);
+}
+
 template <Output kOutput, bool kPlain, class C, class Z, class Y>
 void run_row(const Row<C, Z, Y>& row, int64_t count) {
   constexpr int64_t w = width<typename Simd<C>::Value>;
   int64_t i = 0;
-  for (; i + w <= count; i += w) step<kOutput, kPlain>(row, i);
+  for (; i + w <= count; i += w) {
+    prefetch_next_row<kOutput>(row, i);
+    step<kOutput, kPlain>(row, i);
+  }
   if (i == count) return;
   // The rest, padded to a whole value: the same code, elsewhere. Padding lanes are computed and dropped.
   const int64_t n = count - i;

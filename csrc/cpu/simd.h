@@ -170,6 +170,21 @@ FL_FN V load_unaligned(const T* data) {
   return v;
 }
 
+// 16-bit lanes to 32-bit lanes and back (the values fit); compilers make poor code of the general conversion.
+#if defined(FL_AVX512)
+FL_FN UInt32Vector widen(UInt16Vector x) { return UInt32Vector(_mm512_cvtepu16_epi32(bit_cast<__m256i>(x))); }
+FL_FN UInt16Vector narrow(UInt32Vector x) { return UInt16Vector(_mm512_cvtepi32_epi16(bit_cast<__m512i>(x))); }
+#elif defined(FL_AVX2)
+FL_FN UInt32Vector widen(UInt16Vector x) { return UInt32Vector(_mm256_cvtepu16_epi32(bit_cast<__m128i>(x))); }
+FL_FN UInt16Vector narrow(UInt32Vector x) {
+  const __m256i v = bit_cast<__m256i>(x);
+  return UInt16Vector(_mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+}
+#else
+FL_FN UInt32Vector widen(UInt16Vector x) { return __builtin_convertvector(x, UInt32Vector); }
+FL_FN UInt16Vector narrow(UInt32Vector x) { return __builtin_convertvector(x, UInt16Vector); }
+#endif
+
 // fp16 bits in 32-bit lanes <-> fp32: integer operations and one exact (or, to fp16, one rounding) floating operation.
 FL_FN FloatVector half_to_float(UInt32Vector half) {
   const UInt32Vector magnitude = half & 0x7fffu;
@@ -192,7 +207,7 @@ FL_FN UInt32Vector float_to_half(FloatVector x) {
 FL_FN FloatVector load(const float* data) { return load_unaligned<FloatVector>(data); }
 FL_FN DoubleVector load(const double* data) { return load_unaligned<DoubleVector>(data); }
 FL_FN FloatVector load(const BFloat16* data) {
-  return bit_cast<FloatVector>(__builtin_convertvector(load_unaligned<UInt16Vector>(data), UInt32Vector) << 16);
+  return bit_cast<FloatVector>(widen(load_unaligned<UInt16Vector>(data)) << 16);
 }
 FL_FN FloatVector load(const Half* data) {
 #if defined(FL_AVX512)
@@ -200,7 +215,7 @@ FL_FN FloatVector load(const Half* data) {
 #elif defined(FL_AVX2)
   return _mm256_cvtph_ps(load_unaligned<__m128i>(data));
 #else
-  return half_to_float(__builtin_convertvector(load_unaligned<UInt16Vector>(data), UInt32Vector));
+  return half_to_float(widen(load_unaligned<UInt16Vector>(data)));
 #endif
 }
 
@@ -210,7 +225,7 @@ FL_FN void store(BFloat16* data, FloatVector x) {
   const UInt32Vector bits = bit_cast<UInt32Vector>(x);
   const UInt32Vector rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const UInt32Vector nan = bits - bits + 0x7fc0u;
-  const UInt16Vector result = __builtin_convertvector(x == x ? rounded : nan, UInt16Vector);
+  const UInt16Vector result = narrow(x == x ? rounded : nan);
   memcpy(data, &result, sizeof(result));
 }
 FL_FN void store(Half* data, FloatVector x) {
@@ -219,22 +234,30 @@ FL_FN void store(Half* data, FloatVector x) {
 #elif defined(FL_AVX2)
   const __m128i result = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  const UInt16Vector result = __builtin_convertvector(float_to_half(x), UInt16Vector);
+  const UInt16Vector result = narrow(float_to_half(x));
 #endif
   memcpy(data, &result, sizeof(result));
 }
 
 // ---- What one step of a kernel works on --------------------------------------------------------------------------
 
+#if defined(FL_AVX512)  // 32 registers hold four vectors side by side, 16 hold two
+template <class V>
+using Wide = Pair<Pair<V>>;
+#else
+template <class V>
+using Wide = Pair<V>;
+#endif
+
 template <class C>
 struct Simd;  // the value in which arithmetic on C (float or double) is done
 template <>
 struct Simd<float> {
-  using Value = Pair<FloatVector>;
+  using Value = Wide<FloatVector>;
 };
 template <>
 struct Simd<double> {
-  using Value = Pair<DoubleVector>;
+  using Value = Wide<DoubleVector>;
 };
 
 template <class V>
