@@ -43,7 +43,7 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
     *,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | None = None,
     ignore_index: int | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -64,7 +64,8 @@ def binary_cross_entropy_with_logits(
         reduce: deprecated, see ``reduction``.
         reduction: ``"none"``, ``"mean"`` (over all elements, whatever their weight) or ``"sum"``.
         pos_weight: :math:`p`, the weight of positive examples, of a shape that broadcasts to that of ``input``.
-        label_smoothing: :math:`s` in [0, 1]: the target becomes :math:`y (1 - s) + s / 2`.
+        label_smoothing: :math:`s` in [0, 1], None being 0 (dynamic shapes would compile a float as an input): the
+            target becomes :math:`y (1 - s) + s / 2`.
         ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, whatever
             their logit is (NaN included); ``"mean"`` divides by the number of those that remain, and is NaN if none
             does. A value that the target's dtype represents.
@@ -117,6 +118,6 @@ def binary_cross_entropy_with_logits(
                 "binary_cross_entropy_with_logits: expected neither mask nor ignore_index for the mean of a DTensor: "
                 "take reduction='sum' and divide by the global number of elements that remain"
             )
-        return sharded_mean(input, target, weight, pos_weight, label_smoothing)
+        return sharded_mean(input, target, weight, pos_weight, label_smoothing or 0.0)
     function = BinaryCrossEntropyWithLogits.apply if torch.compiler.is_compiling() else ops.bce
-    return function(input, target, weight, pos_weight, mask, reduction_enum, label_smoothing, ignore_index, None)
+    return function(input, target, weight, pos_weight, mask, reduction_enum, label_smoothing or 0.0, ignore_index, None)

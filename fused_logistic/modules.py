@@ -37,7 +37,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         reduction: str = "mean",
         pos_weight: Tensor | None = None,
         *,
-        label_smoothing: float = 0.0,
+        label_smoothing: float | None = None,
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(weight, size_average, reduce, reduction, pos_weight)
