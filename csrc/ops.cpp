@@ -21,8 +21,7 @@ double run(const Problem& problem, Output output) {
   ChunkKernel* const kernel = isa().kernel;
   at::parallel_for(0, count, /*grain_size=*/2,
                    [&](int64_t first, int64_t last) { kernel(problem, first, last, output, partials); });
-  const bool sums = output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kCount;
-  return sums ? ordered_sum(partials, count) : 0;
+  return has_sum(output) ? ordered_sum(partials, count) : 0;
 }
 
 // The number of elements over which the mean is taken.

@@ -38,6 +38,21 @@ struct Problem {
   double ignore_index = 0;
 };
 
+// static: a file built for one instruction set must not lend its copy to the others.
+static constexpr bool has_sum(Output output) {
+  return output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kCount;
+}
+static constexpr bool has_elements(Output output) { return output != Output::kLossSum && output != Output::kCount; }
+static constexpr bool is_full(const Operand& operand, int64_t numel) {
+  return operand.inner == 1 && operand.size == numel;
+}
+
+// No weight, pos_weight, mask, smoothing or ignored target: the formula with p = w = 1.
+static constexpr bool is_plain(const Problem& problem) {
+  return problem.weight.data == nullptr && problem.pos_weight.data == nullptr && problem.mask.data == nullptr &&
+         problem.label_smoothing == 0 && !problem.has_ignore_index;
+}
+
 // The order of every sum, on every backend, whatever the number of threads or the grid: a chunk of kChunk elements is a
 // matrix of rows of kLanes; columns (lanes) are summed downwards one row after the other, the lanes are then folded in
 // halves (lane i += lane i + 512, then 256, ... 1), and the chunks' sums are themselves summed in the same way.

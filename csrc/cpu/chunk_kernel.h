@@ -22,11 +22,6 @@ struct Row {
   C ignore_index;  // NaN where no target is ignored
 };
 
-constexpr bool has_sum(Output output) {
-  return output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kCount;
-}
-constexpr bool has_elements(Output output) { return output != Output::kLossSum && output != Output::kCount; }
-
 template <Output kOutput, class V>
 FL_FN V derivative(const Logit<V>& logit, const TermWeights<V>& weights, V y, V p, V w, V factor, V unsmoothed) {
   if constexpr (kOutput == Output::kGradTarget) return grad_target(logit, p, w) * unsmoothed * factor;
@@ -237,11 +232,9 @@ void run_types(const Problem& problem, int64_t first, int64_t last, double* part
 
 template <Output kOutput>
 void run_output(const Problem& problem, int64_t first, int64_t last, double* partials) {
-  const bool plain = problem.weight.data == nullptr && problem.pos_weight.data == nullptr &&
-                     problem.mask.data == nullptr && problem.label_smoothing == 0 && !problem.has_ignore_index;
   // The rarer outputs have the general kernel only.
   if constexpr (kOutput <= Output::kLoss || kOutput == Output::kGradLogits) {
-    if (plain) return run_types<kOutput, true>(problem, first, last, partials);
+    if (is_plain(problem)) return run_types<kOutput, true>(problem, first, last, partials);
   }
   run_types<kOutput, false>(problem, first, last, partials);
 }

@@ -15,8 +15,6 @@ constexpr DType dtype_of<Half> = DType::kFloat16;
 template <>
 constexpr DType dtype_of<BFloat16> = DType::kBFloat16;
 
-FL_FN bool is_full(const Operand& operand, int64_t numel) { return operand.inner == 1 && operand.size == numel; }
-
 // out[0 .. count) = data[start .. start + count), converted to C.
 template <class C, class T>
 void convert(const T* data, int64_t start, int64_t count, C* out) {

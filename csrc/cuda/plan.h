@@ -4,10 +4,6 @@
 
 namespace fused_logistic {
 
-constexpr bool has_sum(Output output) {
-  return output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kCount;
-}
-constexpr bool has_elements(Output output) { return output != Output::kLossSum && output != Output::kCount; }
 constexpr int size_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat64:
@@ -24,14 +20,6 @@ constexpr int size_of(DType dtype) {
       return 1;
   }
 }
-constexpr bool is_full(const Operand& operand, int64_t numel) { return operand.inner == 1 && operand.size == numel; }
-
-// No weight, pos_weight, mask, smoothing or ignored target: the formula with p = w = 1.
-constexpr bool is_plain(const Problem& problem) {
-  return problem.weight.data == nullptr && problem.pos_weight.data == nullptr && problem.mask.data == nullptr &&
-         problem.label_smoothing == 0 && !problem.has_ignore_index;
-}
-
 // Whether there is a plain_kernel for the problem, its types being known at compile time; else general_kernel, which
 // finds out at run time, computes it.
 constexpr bool has_plain_kernel(const Problem& problem, Output output) {
