@@ -35,7 +35,7 @@ def why_no_cuda() -> str:
     missing = ""
     if torch.version.cuda is None:
         missing = f"torch {torch.__version__} is a build without CUDA"
-    elif CUDA_HOME is None:  # looked for only where torch has CUDA
+    elif not CUDA_HOME:  # looked for only where torch has CUDA
         missing = "no CUDA toolkit was found (set CUDA_HOME)"
     elif not os.access(NVCC, os.X_OK):
         missing = f"there is no compiler at {NVCC} (set CUDA_HOME)"
