@@ -9,7 +9,7 @@ import torch
 
 from fused_logistic import _C, ops
 
-# What a tensor of a device without kernels reaches (test_every_op_has_a_composition); called with tensors of the CPU here.
+# What a tensor of a device without kernels reaches (see test_every_op_has_a_composition); here with tensors of the CPU.
 ELSEWHERE = torch._C.DispatchKey.CompositeExplicitAutograd
 
 
