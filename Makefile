@@ -30,7 +30,7 @@ CUDA_COPY := build/check-cuda
 CUDA_PY := $(CURDIR)/$(CUDA_VENV)/bin/python
 CUDA_TOOLKIT = $$($(CUDA_PY) -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13
 # +PTX: whatever newer GPU is visible can run it too
-CUDA_RUN = env PATH="$(CURDIR)/$(CUDA_VENV)/bin:$$PATH" PYTHONPATH=. CUDA_HOME="$${CUDA_HOME:-$(CUDA_TOOLKIT)}" \
+CUDA_RUN = env PATH="$(CURDIR)/$(CUDA_VENV)/bin:$$PATH" PYTHONPATH="$(CURDIR)/$(CUDA_COPY)" CUDA_HOME="$${CUDA_HOME:-$(CUDA_TOOLKIT)}" \
   FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-8.0+PTX}" $(CUDA_PY)
 CUDA_SERVES := $(shell test "$$(cat $(CUDA_VENV)/.stamp 2>/dev/null)" = "$(CURDIR)" && echo yes)
 

@@ -223,6 +223,16 @@ def test_smoothing_ignored_targets_and_masks(kernels, smoothing, ignore_index, m
         assert count.item() == (kept & (target != ignore_index)).sum() if ignore_index is not None else kept.sum()
 
 
+@pytest.mark.parametrize("result", FLOATS, ids=name)
+def test_sums_in_every_type(kernels, result):
+    """Rounded once from fp64, by the kernel itself or by the second stage."""
+    for n in (1000, 9000):
+        logits, target = make_logits((1, n), torch.float32), make_target((1, n), torch.float32)
+        got = run(kernels, Output.LossSum, logits, target, mean=True, result_dtype=result).sum
+        expected = torch.ops.fused_logistic.bce(logits, target, None, None, None, 1, 0.0, None, result)
+        assert same_bits(got.reshape(()), expected)
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 def test_count(kernels, dtype):
     """The elements that a mean is taken over."""
