@@ -55,7 +55,7 @@ endif
 .PHONY: help demo test slow check-cuda lint format bench dist build clean distclean FORCE
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMPS)/build  ## the chain rule in numbers, logistic regression on real data, and the speed of the loss
 	@$(RUN) examples/chain_rule.py

@@ -59,7 +59,7 @@ def main() -> None:
     cxx_flags += ["-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-fvisibility=hidden", "-Wall"]
     cxx_flags += ["-Wno-maybe-uninitialized"]  # false alarms inside GCC's own AVX-512 header
     # One architecture after the other takes minutes. 0: as many at a time as there are CPUs
-    threads = os.environ.get("MAX_JOBS", "0")
+    threads = os.environ.get("MAX_JOBS") or "0"
     nvcc_flags = ["-O3", "--expt-relaxed-constexpr", "-fmad=false", f"--threads={threads}"]
     nvcc_flags += ["-Xcompiler", "-fvisibility=hidden"]
     cuda = ["csrc/cuda/*.cpp", "csrc/cuda/*.cu"]
