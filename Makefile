@@ -100,8 +100,8 @@ bench: $(STAMPS)/build  ## time the loss against its rivals (BENCH_ARGS=... goes
 	@$(RUN) -m benchmarks.elementwise $(BENCH_ARGS)
 
 # The sdist holds what a build needs: the wheel is made from it, and it is installed as it is too. Each goes into a fresh
-# venv, which gets torch by a .pth file that names .venv's packages (a second torch would be a large download); .venv's
-# own fused_logistic comes after the installed one on the path, and the smoke test checks which of them it sees.
+# venv, which gets torch, pip and what a build needs by a .pth file that names .venv's packages (a second torch would be a large
+# download); what is installed into it comes first, and the smoke test checks that this is what it sees.
 dist: $(STAMPS)/dev  ## build the sdist and the wheel, install each into a fresh venv and try it there
 	@rm -rf dist $(DIST) && mkdir -p $(DIST)
 	@echo "== sdist, and a wheel from it (log: $(DIST)/build.log)"
@@ -111,7 +111,7 @@ dist: $(STAMPS)/dev  ## build the sdist and the wheel, install each into a fresh
 	@for built in dist/*.whl dist/*.tar.gz; do \
 	  venv=$(CURDIR)/$(DIST)/$${built##*.}; \
 	  echo "== $$built in a fresh venv"; \
-	  $(PY) -m venv $$venv \
+	  $(PY) -m venv --without-pip $$venv \
 	  && $(PY) -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	    > $$($$venv/bin/python -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch_of_dev.pth \
 	  && PATH="$$venv/bin:$(CURDIR)/$(VENV)/bin:$$PATH" $$venv/bin/python -m pip install -qq --disable-pip-version-check \

@@ -5,8 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
+if int(setuptools.__version__.split(".")[0]) < 77:  # else a page of errors about pyproject.toml
+    sys.exit(
+        f"fused_logistic: setuptools {setuptools.__version__} is installed, and the build needs 77.0.3 or newer. Run:\n"
+        "pip install --upgrade setuptools wheel ninja pybind11 && pip install --no-build-isolation ."
+    )
 try:
     import torch
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
@@ -72,7 +77,7 @@ def main() -> None:
         macros.append(("FL_CUDA_ARCHS", f'"{cuda_archs()}"'))
         what = f"CPU kernels, and CUDA kernels for {cuda_archs()} with {NVCC}"
     print(f"fused_logistic: building against torch {torch.__version__}: {what}", flush=True)
-    setup(
+    setuptools.setup(
         ext_modules=[
             (CppExtension if without else CUDAExtension)(
                 "fused_logistic._C",

@@ -50,6 +50,13 @@ def test_build_without_torch(tmp_path):
     assert "pip install --no-build-isolation ." in run.stderr
 
 
+def test_build_with_an_old_setuptools(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import setuptools; setuptools.__version__ = '65.5.0'\n")
+    run = setup(tmp_path, TORCH, CUDA="")
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert "setuptools 65.5.0 is installed, and the build needs 77.0.3 or newer. Run:\npip install " in run.stderr
+
+
 def test_cuda_is_built_where_torch_and_a_toolkit_are(tmp_path):
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
