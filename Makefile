@@ -75,8 +75,8 @@ format: $(STAMPS)/dev  ## bring Python and C++ into the form that `make lint` ch
 typecheck: $(STAMPS)/dev  ## check the types of the package (mypy)
 	@$(RUN) -m mypy
 
-bench: $(STAMPS)/build  ## time the loss against its rivals (BENCH_ARGS=... goes to the benchmark)
-	@$(RUN) -m benchmarks.elementwise $(BENCH_ARGS)
+bench: $(STAMPS)/build  ## time the loss against its rivals in under three minutes (BENCH_ARGS=--full: the figures of the README)
+	@$(RUN) -m benchmarks $(BENCH_ARGS)
 
 build: $(STAMPS)/build  ## compile the extension, where csrc/ or setup.py changed since the last time
 
