@@ -6,8 +6,8 @@ A file that has cases registers a function that lists them::
     def cases(plan: Plan) -> Iterator[Case]:
         yield Case(kernel="...", mode="full", x_value=n, candidates=lambda: {"fused": step, "eager": their_step}, ...)
 
-and is imported in :func:`all_cases`. ``candidates`` is called when the case's turn comes, so that only its tensors are alive.
-The provider that is ours is called ``fused``; ``triad`` and ``read`` are the memory limit, not rivals.
+and is imported in :func:`all_cases`. ``candidates`` is called when the case's turn comes, so that only its tensors are
+alive. The provider that is ours is called ``fused``; ``triad`` and ``read`` are the memory limit, not rivals.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The peak memory of one call beyond what was there before it, each provider in a process of its own.
+"""The peak memory of one call beyond what was there before it, measured in a process of its own.
 
 On the CPU it is read from Linux: ``VmHWM`` (the largest resident set) after the call minus ``VmRSS`` before it, the
 former reset in between. That sees every allocator; torch's profiler sees only torch's. Freed memory that an allocator
@@ -61,17 +61,19 @@ def peak_cuda(candidate: Candidate) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def measure(case: Case, provider: str) -> list[int]:
-    """Peaks in bytes."""
-    candidate = case.candidates()[provider]
-    if not isinstance(candidate, Candidate):
-        candidate = Candidate(candidate)
+def measure(case: Case) -> dict[str, list[int]]:
+    """Peaks in bytes of the case's providers that are there."""
     peak = peak_cuda if case.device == "cuda" else peak_cpu
-    return [peak(candidate) for _ in range(REPEATS + 1)][1:]  # the first call compiles and starts threads
+    peaks = {}
+    for provider, given in case.candidates().items():
+        if provider in case.memory:
+            candidate = given if isinstance(given, Candidate) else Candidate(given)
+            peaks[provider] = [peak(candidate) for _ in range(REPEATS + 1)][1:]  # the first compiles, starts threads
+    return peaks
 
 
-def in_subprocess(case: Case, provider: str, plan: Plan) -> list[int] | None:
-    command = [sys.executable, "-m", "benchmarks.memory", case.key, provider, "--device", plan.device]
+def in_subprocess(case: Case, plan: Plan) -> dict[str, list[int]]:
+    command = [sys.executable, "-m", "benchmarks.memory", case.key, "--device", plan.device]
     # every block of 64 KB or more comes from the system and returns to it
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -81,21 +83,20 @@ def in_subprocess(case: Case, provider: str, plan: Plan) -> list[int] | None:
     )
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        print(f"memory of {provider}, {case.key}: not measured ({reason})", file=sys.stderr)
-        return None
+        print(f"memory of {case.key}: not measured ({reason})", file=sys.stderr)
+        return {}
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The peak memory of one provider in one case (used by benchmarks.run)")
+    parser = argparse.ArgumentParser(description="The peak memory of a case (used by benchmarks.run)")
     parser.add_argument("case")
-    parser.add_argument("provider")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--full", action="store_true")
     options = parser.parse_args()
     for case in all_cases(Plan(full=options.full, device=options.device)):
         if case.key == options.case:
-            print(json.dumps(measure(case, options.provider)))
+            print(json.dumps(measure(case)))
             return
     sys.exit(f"benchmarks.memory: no case {options.case}")
 

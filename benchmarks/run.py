@@ -93,9 +93,8 @@ def timings(case: Case, bar: tqdm) -> Iterator[Row]:
     )
 
 
-def memory(case: Case, provider: str, plan: Plan) -> Iterator[Row]:
-    peaks = in_subprocess(case, provider, plan)
-    if peaks is not None:
+def memory(case: Case, plan: Plan) -> Iterator[Row]:
+    for provider, peaks in in_subprocess(case, plan).items():
         mb = Timing.of([peak / 1e6 for peak in peaks])
         target = {"target": case.memory_target / 1e6} if provider == OURS and case.memory_target else {}
         yield row(case, provider, "memory", "MB", mb, **target)
@@ -125,17 +124,16 @@ def main() -> None:
             flush=True,
         )
         rows: list[Row] = []
-        measured = sum(len(case.memory) for case in cases)
+        measured = sum(bool(case.memory) for case in cases)
         with tqdm(total=sum(case.rounds for case in cases) + measured, unit="round", dynamic_ncols=True) as bar:
             for case in cases:
                 bar.set_description(f"{case.mode} {case.dtype_name} {case.x_value}")
                 timed = list(timings(case, bar))
                 gc.collect()
                 rows += timed
-                for provider in case.memory:
-                    if any(row.kernel_provider == provider for row in timed):
-                        bar.set_description(f"memory of {provider}")
-                        rows += memory(case, provider, plan)
+                if case.memory:
+                    bar.set_description(f"memory {case.dtype_name} {case.x_value}")
+                    rows += memory(case, plan)
                     bar.update()
         path = tables / f"{device}.csv"
         results.write(rows, path)
