@@ -49,9 +49,9 @@ class Tagger(nn.Module):
         return self.criterion(logits, targets) + 0.1 * self.focal(logits, targets)
 
 
-def train(model, batches, lr=0.05):
+def train(model, batches, lr=3000.0):
     """The loss of every step, and the seconds of every step."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     losses, seconds = [], []
     for documents, targets in batches:
         start = time.perf_counter()
@@ -86,9 +86,8 @@ def main():
     start = Tagger(words=5000, tags=8000).state_dict()
 
     curves, times = {}, {"as it is": [], "patched": []}
-    for name in tqdm(
-        ["as it is", "patched"] * 3, desc="runs", file=sys.stdout, leave=False
-    ):  # in turn: drift hits both
+    in_turn = ["as it is", "patched"] * 3  # so that drift of the machine's speed hits both
+    for name in tqdm(in_turn, desc="runs", file=sys.stdout, leave=False):
         model = Tagger(words=5000, tags=8000)
         model.load_state_dict(start)
         if name == "patched":
