@@ -1,10 +1,10 @@
-"""The tables of README.md, from the CSV files that the benchmarks wrote.
+"""The tables of README.md and docs/performance.md, from the CSV files that the benchmarks wrote.
 
     python -m benchmarks.readme_table             prints them
-    python -m benchmarks.readme_table --write     puts them into README.md between their markers
+    python -m benchmarks.readme_table --write     puts them into these pages between their markers
 
-A marked block begins with ``<!-- bench:NAME -->`` and ends with ``<!-- bench:end -->``. A test compares README.md with
-what this prints, so no figure there is older than the committed CSV.
+A marked block begins with ``<!-- bench:NAME -->`` and ends with ``<!-- bench:end -->``. A test compares the
+pages with what this prints, so no figure there is older than the committed CSV.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .cases import LIMITS, OURS
 from .results import Row, read, select
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "docs" / "performance.md"]
 RESULTS = Path(__file__).resolve().parent / "results"
 ELEMENTWISE = "binary_cross_entropy_with_logits"
 HEADERS = {
@@ -165,11 +165,12 @@ def insert(text: str, made: dict[str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put them into README.md")
+    parser.add_argument("--write", action="store_true", help="put them into the pages")
     made = blocks()
     if parser.parse_args().write:
-        README.write_text(insert(README.read_text(encoding="utf-8"), made), encoding="utf-8")
-        print(f"written: {README}")
+        for page in PAGES:
+            page.write_text(insert(page.read_text(encoding="utf-8"), made), encoding="utf-8")
+            print(f"written: {page}")
     else:
         for name, text in made.items():
             print(f"<!-- bench:{name} -->\n{text}\n<!-- bench:end -->\n")
