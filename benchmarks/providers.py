@@ -39,7 +39,7 @@ def missing(package: str) -> bool:
     try:
         __import__(package)
     except ImportError:
-        print(f"{package} is not installed: left out (pip install {package})", file=sys.stderr)
+        print(f"{package} is not installed: left out", file=sys.stderr)
         return True
     return False
 
