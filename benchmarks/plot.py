@@ -33,7 +33,7 @@ STYLES = {
     "jax": ("JAX / optax, jit", "tab:brown"),
     "triad": ("torch.add(a, b, out=c)", "black"),
     "read": ("a.sum()", "gray"),
-    "products": ("its matrix products alone", "black"),
+    "products": ("the matrix products alone", "black"),
 }
 Case = dict[str, Row]
 
@@ -175,7 +175,7 @@ def draw(table: Path, directory: Path) -> list[Path]:
     layer = [case for case in select(rows) if case[OURS].kernel_name != ELEMENTWISE]
     if layer:
         title = "How much longer a training step of the whole layer takes elsewhere (float32)"
-        labels = [case[OURS].config.get("label", case[OURS].x_label) for case in layer]
+        labels = [case[OURS].x_label.replace(", ", "\n") for case in layer]
         pictures.append(draw_speedup(layer, directory / f"{prefix}layer.png", title, labels))
     return pictures
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from . import report
@@ -32,6 +32,7 @@ HEADERS = {
     "jax": "JAX / optax",
     "triad": "`torch.add(a, b, out=c)`",
     "read": "`a.sum()`",
+    "products": "the matrix products alone",
 }
 Case = dict[str, Row]
 
@@ -56,9 +57,9 @@ def present(cases: list[Case]) -> list[str]:
     return [p for p in HEADERS if p in found] + sorted(found - set(HEADERS))
 
 
-def times(cases: list[Case], first: str, label) -> str:
+def times(cases: list[Case], first: str, label: Callable[[Case], str], without: tuple[str, ...] = ("read",)) -> str:
     """Our time, and everybody else's as a multiple of it."""
-    names = [p for p in present(cases) if p != "read"]
+    names = [p for p in present(cases) if p not in without]
     body = []
     for case in cases:
         ours = case[OURS].y_value_50
@@ -121,10 +122,10 @@ def memory(rows: list[Row]) -> str:
 
 def layer(rows: list[Row]) -> str:
     def label(case: Case) -> str:
-        return str(case[OURS].config.get("label", case[OURS].x_label))
+        return case[OURS].x_label
 
     cases = [case for case in select(rows) if case[OURS].kernel_name != ELEMENTWISE]
-    text = times(cases, "training step of the layer", label) if cases else ""
+    text = times(cases, "training step of the layer", label, without=()) if cases else ""
     used = [case for case in select(rows, metric="memory") if case[OURS].kernel_name != ELEMENTWISE]
     if used:
         names = [p for p in present(used) if p not in LIMITS]
