@@ -15,7 +15,7 @@ pytest.importorskip("tqdm", reason="the benchmarks show their progress with tqdm
 from benchmarks import exactness, plot, readme_table, report, results  # noqa: E402
 from benchmarks.cases import OURS, Plan, all_cases  # noqa: E402
 from benchmarks.providers import autograd_step, unfused  # noqa: E402
-from benchmarks.timing import Candidate, Timing, interleaved  # noqa: E402
+from benchmarks.timing import Candidate, Timing, count_launches, interleaved  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,6 +74,41 @@ def test_candidates_take_turns():
     times = interleaved(candidates, rounds=3, min_seconds=0.0, after_round=lambda: rounds.append(len(order)))
     assert list(times) == ["a", "b"] and len(rounds) == 3
     assert order[-9:] == ["a", "before b", "b"] * 3
+
+
+def test_cuda_is_timed_by_events(monkeypatch):
+    """Without a GPU, with events that take 3 ms: what is waited for, and what is counted."""
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("record")
+
+        def elapsed_time(self, end):
+            assert log[-1] == "synchronize" and isinstance(end, Event)
+            return 3.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
+    monkeypatch.setitem(sys.modules, "triton.testing", None)
+    given = Candidate(lambda x: log.append("run " + x), before=lambda: log.append("before") or "x")
+    times = interleaved({"a": given, "b": lambda: log.append("run b")}, rounds=2, min_seconds=0.0, device="cuda")
+    assert {name: timing.median for name, timing in times.items()} == {"a": 3e-3, "b": 3e-3}
+    assert log[-9:] == [
+        "before",
+        "record",
+        "run x",
+        "record",
+        "synchronize",
+        "record",
+        "run b",
+        "record",
+        "synchronize",
+    ]
+    assert count_launches(lambda: torch.ones(2) + 1) == 0  # nothing was launched on a GPU
 
 
 def test_csv_round_trip(tmp_path):
