@@ -96,8 +96,8 @@ format: $(STAMPS)/dev  ## bring Python and C++ into the form that `make lint` ch
 	@$(RUN) -m ruff format .
 	@$(CXX_SOURCES) | xargs -0 -r $(VENV)/bin/clang-format -i
 
-bench: $(STAMPS)/build  ## time the loss against its rivals (BENCH_ARGS=... goes to the benchmark)
-	@$(RUN) -m benchmarks.elementwise $(BENCH_ARGS)
+bench: $(STAMPS)/build  ## time the loss against its rivals in under three minutes (BENCH_ARGS=--full: the figures of the README)
+	@$(RUN) -m benchmarks $(BENCH_ARGS)
 
 # The sdist holds what a build needs: the wheel is made from it, and it is installed as it is too. Each goes into a fresh
 # venv, which gets torch, pip and what a build needs by a .pth file that names .venv's packages (a second torch would be a large

@@ -2,6 +2,7 @@
 
 from .functional import binary_cross_entropy_with_logits
 from .modules import BCEWithLogitsLoss
+from .patching import patch
 from .version import __version__
 
-__all__ = ["BCEWithLogitsLoss", "__version__", "binary_cross_entropy_with_logits"]
+__all__ = ["BCEWithLogitsLoss", "__version__", "binary_cross_entropy_with_logits", "patch"]

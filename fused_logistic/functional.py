@@ -84,7 +84,7 @@ def binary_cross_entropy_with_logits(
         RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast, or is on another device.
         NotImplementedError: a dtype that is not supported.
 
-    Formula: the chain rule of L(sigma(z)); ``csrc/logistic.h`` derives it.
+    Formula: the chain rule of L(sigma(z)); ``docs/derivation.md`` derives it, line by line of ``csrc/logistic.h``.
     """
     if has_torch_function_variadic(input, target, weight, pos_weight, mask):
         return handle_torch_function(

@@ -74,3 +74,13 @@ def test_time_loss_prints_a_ratio_for_every_size():
     rows = re.findall(r"^ *([\d,]+) +[\d,.]+ µs +[\d,.]+ µs +([\d.]+) x$", printed, re.MULTILINE)
     assert [size for size, _ in rows] == ["1,024", "65,536", "1,048,576", "16,777,216"]
     assert all(float(ratio) > 0 for _, ratio in rows)
+
+
+def test_unmodified_model_has_the_same_losses_when_patched():
+    printed = run_example("unmodified_model.py", "--steps", "3")
+    curves = re.findall(r"^ *\d+ +(\d\.\d{7}) +(\d\.\d{7})$", printed, re.MULTILINE)
+    assert len(curves) == 3
+    plain, patched = ([float(value) for value in column] for column in zip(*curves, strict=True))
+    assert plain[2] < plain[0]
+    assert patched == pytest.approx(plain, rel=1e-5)
+    assert re.search(r"^a whole training step with 2,048,000 logits: [\d.]+ ms, patched [\d.]+ ms$", printed, re.M)
