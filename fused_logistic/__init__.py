@@ -1,7 +1,7 @@
 """Sigmoid + binary cross entropy as one fused, exact, fast PyTorch layer."""
 
-from .functional import binary_cross_entropy_with_logits
+from .functional import binary_cross_entropy_with_logits, sigmoid_focal_loss
 from .modules import BCEWithLogitsLoss
 from .version import __version__
 
-__all__ = ["BCEWithLogitsLoss", "__version__", "binary_cross_entropy_with_logits"]
+__all__ = ["BCEWithLogitsLoss", "__version__", "binary_cross_entropy_with_logits", "sigmoid_focal_loss"]

@@ -135,6 +135,10 @@ template <class V>
 FL_FN Pair<V> operator<<(Pair<V> x, int places) {
   return {x.first << places, x.second << places};
 }
+template <class V>
+FL_FN Pair<V> operator>>(Pair<V> x, int places) {
+  return {x.first >> places, x.second >> places};
+}
 
 template <class V>
 struct Value<Pair<V>> {

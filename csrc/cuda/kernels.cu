@@ -21,15 +21,19 @@ FL_FLOATING(BFloat16)
 FL_PLAIN(Half, float)
 FL_PLAIN(BFloat16, float)
 
-#define FL_GENERAL(C)                                                                \
-  template __global__ void general_kernel<Output::kLossSum, C>(const Launch);        \
-  template __global__ void general_kernel<Output::kLossSumAndGrad, C>(const Launch); \
-  template __global__ void general_kernel<Output::kLoss, C>(const Launch);           \
-  template __global__ void general_kernel<Output::kCount, C>(const Launch);          \
-  template __global__ void general_kernel<Output::kGradLogits, C>(const Launch);     \
-  template __global__ void general_kernel<Output::kGradTarget, C>(const Launch);     \
-  template __global__ void general_kernel<Output::kGradWeight, C>(const Launch);     \
-  template __global__ void general_kernel<Output::kGradPosWeight, C>(const Launch);
+#define FL_GENERAL(C)                                                       \
+  template __global__ void general_kernel<Output::kCount, C>(const Launch); \
+  FL_GENERAL_FORM(general_kernel, C)                                        \
+  FL_GENERAL_FORM(focal_kernel, C)
+
+#define FL_GENERAL_FORM(kernel, C)                                           \
+  template __global__ void kernel<Output::kLossSum, C>(const Launch);        \
+  template __global__ void kernel<Output::kLossSumAndGrad, C>(const Launch); \
+  template __global__ void kernel<Output::kLoss, C>(const Launch);           \
+  template __global__ void kernel<Output::kGradLogits, C>(const Launch);     \
+  template __global__ void kernel<Output::kGradTarget, C>(const Launch);     \
+  template __global__ void kernel<Output::kGradWeight, C>(const Launch);     \
+  template __global__ void kernel<Output::kGradPosWeight, C>(const Launch);
 
 FL_GENERAL(float)
 FL_GENERAL(double)
