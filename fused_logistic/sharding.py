@@ -50,18 +50,20 @@ def mean(
             dtype = torch.float
     summed = torch.double if dtype == torch.double else torch.float  # a sum in half precision would overflow
     total = ops.bce(input, target, weight, pos_weight, mask, ops.SUM, label_smoothing, ignore_index, summed, *focal)
-    return (total / _count(input, target, mask, ignore_index)).to(dtype)
-
-
-def _count(input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int | None) -> int | Tensor:
-    """The number of elements, on all devices, that are neither masked out nor ignored."""
     if mask is None and ignore_index is None:
-        return input.numel()
+        return (total / input.numel()).to(dtype)
+    count = _count(input, target, mask, ignore_index)
+    # nothing left: NaN, but gradients of 0, as from the ops' own mean
+    return (total / count.clamp(min=1) + 0.0 / count).to(dtype)
+
+
+def _count(input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor:
+    """The number of elements, on all devices, that are neither masked out nor ignored."""
+    from torch.distributed.tensor import Replicate
+
     kept = torch.ones_like(input, dtype=torch.bool) if mask is None else mask.expand(input.shape)
     if ignore_index is not None:
         kept = kept & (target != ignore_index)
-    from torch.distributed.tensor import Replicate
-
     count = kept.sum()
     return count.redistribute(placements=[Replicate()] * count.device_mesh.ndim)
 

@@ -227,7 +227,11 @@ def test_focal(kernels, dtype, output):
     shape = (30, 35)
     weights = {"weight": make_weight("scalar", torch.float32), "pos_weight": make_weight("scalar", torch.bfloat16)}
     for turn, (gamma, alpha) in enumerate([(2.0, 0.25), (0.0, None), (0.3, 0.9), (2.7, None), (40.0, 0.5)]):
-        kind = FLOATS[turn % 4] if output == Output.GradTarget else (dtype, torch.float32, torch.bool, torch.int64)[turn % 4]
+        kind = (
+            FLOATS[turn % 4]
+            if output == Output.GradTarget
+            else (dtype, torch.float32, torch.bool, torch.int64)[turn % 4]
+        )
         logits, target = make_logits(shape, dtype, turn), make_target(shape, kind, turn)
         logits[0, :3] = torch.tensor([np.inf, -np.inf, np.nan])
         options = {"gamma": gamma, "alpha": alpha, "schedule": ["lockstep", "random", "reverse"][turn % 3]}
@@ -238,9 +242,13 @@ def test_focal(kernels, dtype, output):
         if output >= Output.GradTarget:
             operands = {Output.GradTarget: target, Output.GradWeight: weights["weight"]}
             options["out_dtype"] = operands.get(output, weights["pos_weight"]).dtype
-        compare(kernels, output, logits[1:] if output in SUMS else logits, target[1:] if output in SUMS else target, **{
-            key: value[1:] if key == "mask" and output in SUMS else value for key, value in options.items()
-        })
+        compare(
+            kernels,
+            output,
+            logits[1:] if output in SUMS else logits,
+            target[1:] if output in SUMS else target,
+            **{key: value[1:] if key == "mask" and output in SUMS else value for key, value in options.items()},
+        )
 
 
 def test_empty_mean_is_nan(kernels):
