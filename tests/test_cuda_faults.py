@@ -56,7 +56,7 @@ FAULTS = {
     "gradient not scaled": ("scale * factor[k] : scale;", "scale * factor[k] : C(1);"),
     "mask not looked at": ("x.y != settings.ignore_index && x.mask != C(0)", "x.y != settings.ignore_index"),
     "ignored target counted": ("x.y != settings.ignore_index && x.mask != C(0)", "x.mask != C(0)"),
-    "weights exchanged": ("term_weights(x.y, x.p, x.w)", "term_weights(x.y, x.w, x.p)"),
+    "weights exchanged": ("term_weights(x.y, x.p, kFocal ? x.w", "term_weights(x.y, x.w, kFocal ? x.p"),
     "smoothing left out": ("x.y = smooth(x.y, settings.smoothing);", ""),
     "focal loss without alpha": ("kFocal ? x.w * focal_alpha(x.y, settings.focal) : x.w", "x.w"),
     "focal loss without q^gamma": ("value = focal_loss(parts, weights, factors);", "value = loss(parts, weights);"),

@@ -288,6 +288,41 @@ def test_compile(dynamic):
     torch.testing.assert_close(compiled_step(z, y), step(z, y))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_opcheck_and_export():
+    logits, target = problem()
+    tensors = (logits.requires_grad_(), target, None, None, None)
+    one = torch.ones((), dtype=torch.double)
+    torch.library.opcheck(ops.bce, (*tensors, ops.MEAN, 0.0, None, None, 2.0, 0.25))
+    torch.library.opcheck(ops.bce_with_grad, (*tensors, ops.SUM, 0.0, None, None, 1.5, None))
+    torch.library.opcheck(ops.bce_backward, (one, *tensors, ops.NONE, 0.0, None, ops.TARGET, 1.5, 0.25))
+
+    class Loss(torch.nn.Module):
+        def forward(self, z, y):
+            return fl.sigmoid_focal_loss(z, y, gamma=1.5, reduction="mean")
+
+    module = torch.export.export(Loss(), (logits.detach(), target)).module()
+    assert same_bits(module(logits.detach(), target), Loss()(logits.detach(), target))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("y", [0, 1])
+def test_target_gradient_at_hard_targets(y, gamma, isa):
+    """Where q is all but 0 the factor and its derivative are far apart; against the definition with 60 digits."""
+    logits = [-100.0, -30.0, -2.0, 0.0, 2.0, 30.0, 100.0]
+    target = torch.full((7,), float(y), dtype=torch.double)
+    one = torch.ones((), dtype=torch.double)
+    got = ops.bce_backward(
+        one, torch.tensor(logits, dtype=torch.double), target, None, None, None, 0, 0.0, None, ops.TARGET, gamma
+    )
+    with mpmath.workdps(60):
+        for value, z in zip(got.tolist(), map(mpmath.mpf, logits), strict=True):
+            positive, negative = 1 / (1 + mpmath.exp(-z)), 1 / (1 + mpmath.exp(z))
+            q, loss = (negative, -mpmath.log(positive)) if y else (positive, -mpmath.log(negative))
+            exact = q**gamma * (-z + gamma * (negative - positive) / q * loss)
+            assert abs(value - exact) <= 8 * 2**-53 * abs(exact), float(z)
+
+
 # ---- torchvision's behaviour -----------------------------------------------------------------------------------------
 
 
