@@ -250,6 +250,37 @@ def test_grad_output(kernels, kind, form):
         compare(kernels, Output.GradLogits, logits, target, grad_output=make_weight(form, kind))
 
 
+@pytest.mark.parametrize("output", [output for output in Output if output != Output.Count], ids=name)
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_focal(kernels, dtype, output):
+    """Hard, soft and integer targets; several exponents; alone, then with every other option; special logits."""
+    shape = (30, 35)
+    weights = {"weight": make_weight("scalar", torch.float32), "pos_weight": make_weight("scalar", torch.bfloat16)}
+    for turn, (gamma, alpha) in enumerate([(2.0, 0.25), (0.0, None), (0.3, 0.9), (2.7, None), (40.0, 0.5)]):
+        kind = (
+            FLOATS[turn % 4]
+            if output == Output.GradTarget
+            else (dtype, torch.float32, torch.bool, torch.int64)[turn % 4]
+        )
+        logits, target = make_logits(shape, dtype, turn), make_target(shape, kind, turn)
+        logits[0, :3] = torch.tensor([np.inf, -np.inf, np.nan])
+        options = {"gamma": gamma, "alpha": alpha, "schedule": ["lockstep", "random", "reverse"][turn % 3]}
+        if turn % 2 or output in (Output.GradWeight, Output.GradPosWeight):
+            options |= {**weights, "mask": torch.rand(shape) < 0.9, "label_smoothing": 0.1, "ignore_index": 1}
+        else:
+            options["mean"] = True
+        if output >= Output.GradTarget:
+            operands = {Output.GradTarget: target, Output.GradWeight: weights["weight"]}
+            options["out_dtype"] = operands.get(output, weights["pos_weight"]).dtype
+        compare(
+            kernels,
+            output,
+            logits[1:] if output in SUMS else logits,
+            target[1:] if output in SUMS else target,
+            **{key: value[1:] if key == "mask" and output in SUMS else value for key, value in options.items()},
+        )
+
+
 def test_empty_mean_is_nan(kernels):
     empty = torch.empty(0, 3)
     assert run(kernels, Output.LossSum, empty, empty, mean=False).sum.item() == 0
@@ -394,6 +425,8 @@ def test_other_architectures(arch):
         compare(module, Output.LossSumAndGrad, logits, make_target((ROWS, COLUMNS), torch.int32), **weights)
     logits, target = make_logits((ROWS, COLUMNS), torch.float64), make_target((ROWS, COLUMNS), bfloat16)
     compare(module, Output.GradTarget, logits, target, out_dtype=bfloat16, **weights)
+    logits, target = make_logits((ROWS, COLUMNS), bfloat16), make_target((ROWS, COLUMNS), float32)
+    compare(module, Output.LossSumAndGrad, logits, target, gamma=1.7, alpha=0.25, **weights)
 
 
 def test_writing_out_of_bounds_is_noticed(kernels):

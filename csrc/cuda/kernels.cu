@@ -33,6 +33,9 @@ Kernel kernel(const Problem& problem, bool is_plain) {
       }
     }
   }
+  if constexpr (kOutput != Output::kCount) {
+    if (problem.focal) return problem.compute_double ? focal_kernel<kOutput, double> : focal_kernel<kOutput, float>;
+  }
   return problem.compute_double ? general_kernel<kOutput, double> : general_kernel<kOutput, float>;
 }
 

@@ -62,9 +62,9 @@ Divisor divisor(const Iteration& iteration, const Arguments& arguments) {
 
 Tensor scalar(const Tensor& like, at::ScalarType type) { return at::empty({}, like.options().dtype(type)); }
 
-Tensor bce_cuda(FL_PARAMETERS, DTypeArgument dtype) {
+Tensor bce_cuda(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
   const c10::cuda::CUDAGuard guard(logits.device());
-  const Arguments arguments{FL_ARGUMENTS};
+  const Arguments arguments{FL_ARGUMENTS, gamma, alpha};
   Iteration iteration(arguments);
   const at::ScalarType type = loss_dtype(arguments, dtype);
   if (reduction == at::Reduction::None) {
@@ -78,9 +78,9 @@ Tensor bce_cuda(FL_PARAMETERS, DTypeArgument dtype) {
   return loss;
 }
 
-std::tuple<Tensor, Tensor> bce_with_grad_cuda(FL_PARAMETERS, DTypeArgument dtype) {
+std::tuple<Tensor, Tensor> bce_with_grad_cuda(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
   const c10::cuda::CUDAGuard guard(logits.device());
-  const Arguments arguments{FL_ARGUMENTS};
+  const Arguments arguments{FL_ARGUMENTS, gamma, alpha};
   Iteration iteration(arguments);
   TORCH_CHECK_VALUE(reduction != at::Reduction::None, "bce_with_grad: expected reduction 1 (mean) or 2 (sum), got 0");
   const Divisor by = divisor(iteration, arguments);
@@ -91,9 +91,9 @@ std::tuple<Tensor, Tensor> bce_with_grad_cuda(FL_PARAMETERS, DTypeArgument dtype
   return {loss, grad};
 }
 
-Tensor bce_backward_cuda(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt) {
+Tensor bce_backward_cuda(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt, FL_FOCAL_PARAMETERS) {
   const c10::cuda::CUDAGuard guard(logits.device());
-  const Arguments arguments{FL_ARGUMENTS};
+  const Arguments arguments{FL_ARGUMENTS, gamma, alpha};
   Iteration iteration(arguments);
   TORCH_CHECK(at::is_expandable_to(grad_output.sizes(), logits.sizes()), "bce_backward: expected grad_output of a ",
               "shape that broadcasts to ", logits.sizes(), ", got ", grad_output.sizes());
