@@ -70,6 +70,9 @@ test: $(STAMPS)/build $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the test
 slow: $(STAMPS)/build  ## run the tests that take more than ten seconds each: every float, 2^31 elements
 	@$(RUN) -m pytest -m slow $(PYTEST_ARGS)
 
+# the interpreter's own tests, and those with planted faults: `make test` runs them, and they do not depend on torch
+NOT_OF_TORCH := --ignore-glob='tests/test_ptx_*' --ignore=tests/test_cuda_faults.py
+
 # The whole extension for CUDA, in a copy, so that neither .venv nor the library built here is touched. CUDA_HOME: another
 # toolkit than PyPI's; TORCH_CUDA_ARCH_LIST: more than one architecture (each takes about a minute).
 check-cuda: $(CUDA_VENV)/.stamp  ## build the CUDA kernels against a CUDA torch (5.5 GB), run the tests; no GPU is needed
@@ -80,7 +83,7 @@ check-cuda: $(CUDA_VENV)/.stamp  ## build the CUDA kernels against a CUDA torch 
 	@cd $(CUDA_COPY) && mkdir -p build && $(CUDA_RUN) setup.py build_ext --inplace $(TO_BUILD_LOG)
 	@grep "fused_logistic: building" $(CUDA_COPY)/$(BUILD_LOG)
 	@cd $(CUDA_COPY) && $(CUDA_RUN) -m fused_logistic.info
-	@cd $(CUDA_COPY) && $(CUDA_RUN) -m pytest -m "not slow" $(PYTEST_ARGS)
+	@cd $(CUDA_COPY) && $(CUDA_RUN) -m pytest -m "not slow" $(NOT_OF_TORCH) $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev  ## check the form of Python (ruff) and C++ (clang-format), and the types of the package (mypy)
 	@failed=; \
