@@ -64,8 +64,11 @@ demo: $(STAMPS)/build  ## the chain rule in numbers, logistic regression on real
 	@echo
 	@$(RUN) examples/time_loss.py
 
+# A file's tests stay in one process, which compiles the CUDA kernels once for all of them.
+PYTEST := -m pytest -n auto --maxprocesses=4 --dist loadfile -m "not slow"
+
 test: $(STAMPS)/build $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests but the slow ones (PYTEST_ARGS=... goes to pytest)
-	@$(RUN) -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(RUN) $(PYTEST) $(PYTEST_ARGS)
 
 slow: $(STAMPS)/build  ## run the tests that take more than ten seconds each: every float, 2^31 elements
 	@$(RUN) -m pytest -m slow $(PYTEST_ARGS)
@@ -83,7 +86,7 @@ check-cuda: $(CUDA_VENV)/.stamp  ## build the CUDA kernels against a CUDA torch 
 	@cd $(CUDA_COPY) && mkdir -p build && $(CUDA_RUN) setup.py build_ext --inplace $(TO_BUILD_LOG)
 	@grep "fused_logistic: building" $(CUDA_COPY)/$(BUILD_LOG)
 	@cd $(CUDA_COPY) && $(CUDA_RUN) -m fused_logistic.info
-	@cd $(CUDA_COPY) && $(CUDA_RUN) -m pytest -m "not slow" $(NOT_OF_TORCH) $(PYTEST_ARGS)
+	@cd $(CUDA_COPY) && $(CUDA_RUN) $(PYTEST) $(NOT_OF_TORCH) $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev  ## check the form of Python (ruff) and C++ (clang-format), and the types of the package (mypy)
 	@failed=; \
