@@ -1,7 +1,14 @@
 """Sigmoid + binary cross entropy as one fused, exact, fast PyTorch layer."""
 
 from .functional import binary_cross_entropy_with_logits
-from .modules import BCEWithLogitsLoss
+from .functional_linear import linear_binary_cross_entropy
+from .modules import BCEWithLogitsLoss, LinearBCEWithLogitsLoss
 from .version import __version__
 
-__all__ = ["BCEWithLogitsLoss", "__version__", "binary_cross_entropy_with_logits"]
+__all__ = [
+    "BCEWithLogitsLoss",
+    "LinearBCEWithLogitsLoss",
+    "__version__",
+    "binary_cross_entropy_with_logits",
+    "linear_binary_cross_entropy",
+]
