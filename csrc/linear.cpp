@@ -43,6 +43,16 @@ void check_sparse(const LinearArguments& a, at::SymIntArrayRef logits) {
                     " values");
 }
 
+// torch does not check them unless asked to.
+void check_indices(const Tensor& crow, const Tensor& column, int64_t labels) {
+  const int64_t count = column.numel();
+  TORCH_CHECK_VALUE(
+      crow[0].item<int64_t>() == 0 && crow[-1].item<int64_t>() == count && !crow.diff().lt(0).any().item<bool>(), kOp,
+      ": expected crow_indices of a sparse target that rise from 0 to ", count, ", got others");
+  TORCH_CHECK_VALUE(count == 0 || (column.min().item<int64_t>() >= 0 && column.max().item<int64_t>() < labels), kOp,
+                    ": expected column indices of a sparse target in [0, ", labels, "), got others");
+}
+
 }  // namespace
 
 void check(const LinearArguments& a) {
@@ -119,7 +129,13 @@ Layer::Layer(const LinearArguments& a, const OptionalTensor& grad_out) : argumen
   input = a.input.reshape({rows, features});
   linear_weight = many ? a.linear_weight : a.linear_weight.unsqueeze(0);
   if (a.linear_bias.has_value()) bias = a.linear_bias->reshape({labels});
-  target = a.sparse() ? a.target : a.target.reshape({rows, labels});
+  sparse = a.sparse() && labels != 1;
+  if (a.sparse()) {
+    check_indices(*a.crow_indices, *a.col_indices, labels);
+    target = sparse ? a.target : dense_target(a);  // one column is as small as the sparse one
+  } else {
+    target = a.target.reshape({rows, labels});
+  }
   weight = optional(a.weight);
   pos_weight = optional(a.pos_weight);
   grad_output = optional(grad_out);
@@ -131,11 +147,6 @@ Positives::Positives(const LinearArguments& a, int64_t rows, int64_t labels) {
   const int64_t count = a.col_indices->numel();
   column = a.col_indices->to(at::kLong);
   value = a.target;
-  TORCH_CHECK_VALUE(
-      crow[0].item<int64_t>() == 0 && crow[-1].item<int64_t>() == count && !counts.lt(0).any().item<bool>(), kOp,
-      ": expected crow_indices of a sparse target that rise from 0 to ", count, ", got another");
-  TORCH_CHECK_VALUE(count == 0 || (column.min().item<int64_t>() >= 0 && column.max().item<int64_t>() < labels), kOp,
-                    ": expected column indices of a sparse target in [0, ", labels, "), got another");
   row = at::repeat_interleave(at::arange(rows, crow.options()), counts, 0, count);
   const Tensor place = row * labels + column;
   if (count < 2 || place.diff().gt(0).all().item<bool>()) return;
@@ -178,8 +189,7 @@ namespace {
 LinearResult compute(const LinearArguments& a, const OptionalTensor& grad_output, GradMask mask) {
   mask[2] = mask[2] && a.linear_bias.has_value();
   const Layer layer(a, grad_output);
-  LinearResult result =
-      a.input.is_cpu() && layer.labels == 1 && !a.sparse() ? single_output(layer, mask) : chunked(layer, mask);
+  LinearResult result = a.input.is_cpu() && layer.labels == 1 ? single_output(layer, mask) : chunked(layer, mask);
   if (!grad_output.has_value()) {
     if (a.reduction == at::Reduction::None) result.loss = result.loss.reshape(layer.logits_shape);
     result.loss = result.loss.to(loss_dtype(a));

@@ -49,6 +49,7 @@ struct Layer {
   const LinearArguments& arguments;
   int64_t rows = 0, features = 0, labels = 0;
   at::DimVector logits_shape;
+  bool sparse = false;  // whether target is the values of a sparse one
   Tensor input, linear_weight, target;
   OptionalTensor bias, weight, pos_weight, grad_output;
   bool want_grad(const GradMask& mask) const { return mask[0] || mask[1] || mask[2]; }

@@ -58,7 +58,7 @@ class Chunks {
                 std::max<int64_t>(a_.chunk_bytes.value_or(kDefaultChunkBytes) / a_.input.element_size(), 1)) {}
 
   LinearResult run() {
-    if (a_.sparse()) {
+    if (layer_.sparse) {
       positives_.emplace(a_, layer_.rows, layer_.labels);
       sort_by_tile();
       background_ = at::zeros({1, 1}, layer_.target.options());
@@ -298,7 +298,7 @@ class Chunks {
     const int64_t along_labels = (layer_.labels + tiling_.labels - 1) / tiling_.labels;
     const Tensor tile =
         at::floor_divide(p.row, tiling_.rows) + at::floor_divide(p.column, tiling_.labels) * tiles_along_rows_;
-    const auto [sorted, order] = at::sort(tile, /*stable=*/true);
+    const auto [sorted, order] = at::sort(tile, /*stable=*/std::optional<bool>(true), /*dim=*/0, /*descending=*/false);
     p.row = p.row.index_select(0, order);
     p.column = p.column.index_select(0, order);
     p.value = p.value.index_select(0, order);

@@ -34,51 +34,40 @@ struct PaddedEnd {
   }
 };
 
-// z[r] = row r . w + bias
-template <int kRows, class A, class T>
-FL_FN void dot_rows(const T* x, int64_t stride, const A* w, int64_t features, A bias, A* z) {
+// x . w. One row at a time: the hardware asks for what follows in memory, as long as it is read in order.
+template <class A, class T>
+FL_FN A dot(const T* x, const A* w, int64_t features) {
   using V = typename VectorOf<A>::type;
   constexpr int64_t n = width<V>, kVectors = kDotLanes / n;
-  V sums[kRows][kVectors] = {};
+  V sums[kVectors] = {};
   int64_t j = 0;
   for (; j + kDotLanes <= features; j += kDotLanes) {
-    for (int64_t k = 0; k < kVectors; ++k) {
-      const V weights = load(w + j + k * n);
-      for (int r = 0; r < kRows; ++r) sums[r][k] = fma(load(x + r * stride + j + k * n), weights, sums[r][k]);
-    }
+    for (int64_t k = 0; k < kVectors; ++k) sums[k] = fma(load(x + j + k * n), load(w + j + k * n), sums[k]);
   }
   if (j < features) {
-    for (int r = 0; r < kRows; ++r) {
-      const auto end = PaddedEnd<T>::make(x + r * stride + j, features - j);
-      for (int64_t k = 0; k < kVectors; ++k)
-        sums[r][k] = fma(load(end.values + k * n), load(w + j + k * n), sums[r][k]);
-    }
+    const auto end = PaddedEnd<T>::make(x + j, features - j);
+    for (int64_t k = 0; k < kVectors; ++k) sums[k] = fma(load(end.values + k * n), load(w + j + k * n), sums[k]);
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int64_t half = kVectors / 2; half >= 1; half /= 2) {
-      for (int64_t k = 0; k < half; ++k) sums[r][k] = sums[r][k] + sums[r][k + half];
-    }
-    A lanes[n];
-    store(lanes, sums[r][0]);
-    for (int64_t half = n / 2; half >= 1; half /= 2) {
-      for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    }
-    z[r] = lanes[0] + bias;
+  for (int64_t half = kVectors / 2; half >= 1; half /= 2) {
+    for (int64_t k = 0; k < half; ++k) sums[k] = sums[k] + sums[k + half];
   }
+  A lanes[n];
+  store(lanes, sums[0]);
+  for (int64_t half = n / 2; half >= 1; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
 }
 
-// sums += g[0] row 0 + g[1] row 1 + ..., one after the other; asks for the rows that lie `ahead` elements further on.
+// sums += g[0] row 0 + g[1] row 1 + ..., one after the other.
 template <int kRows, class A, class T>
-FL_FN void add_rows(const T* x, int64_t stride, const A* g, int64_t features, int64_t ahead, A* sums) {
+FL_FN void add_rows(const T* x, int64_t stride, const A* g, int64_t features, A* sums) {
   using V = typename VectorOf<A>::type;
-  constexpr int64_t n = width<V>, kVectors = kDotLanes / n, kLine = 64 / int64_t(sizeof(T));
+  constexpr int64_t n = width<V>, kVectors = kDotLanes / n;
   V factors[kRows];
   for (int r = 0; r < kRows; ++r) factors[r] = splat<V>(g[r]);
   int64_t j = 0;
   for (; j + kDotLanes <= features; j += kDotLanes) {
-    for (int r = 0; r < kRows; ++r) {
-      for (int64_t k = 0; k < kDotLanes; k += kLine) __builtin_prefetch(x + r * stride + ahead + j + k);
-    }
     for (int64_t k = 0; k < kVectors; ++k) {
       V sum = load(sums + j + k * n);
       for (int r = 0; r < kRows; ++r) sum = fma(factors[r], load(x + r * stride + j + k * n), sum);
@@ -165,8 +154,7 @@ void run_parts(const LinearProblem& problem, int64_t first, int64_t last, Output
       const T* const x = input + begin * stride;
       const A bias = A(problem.bias);
       int64_t r = 0;
-      for (; r + 2 <= count; r += 2) dot_rows<2>(x + r * stride, stride, w, features, bias, dots + r);
-      if (r < count) dot_rows<1>(x + r * stride, stride, w, features, bias, dots + r);
+      for (; r < count; ++r) dots[r] = dot(x + r * stride, w, features) + bias;
       for (r = 0; r < count; ++r) logits[r] = C(dots[r]);
       row.target = target.row(begin, count);
       row.grad_output = grad_output.row(begin, count);
@@ -184,10 +172,9 @@ void run_parts(const LinearProblem& problem, int64_t first, int64_t last, Output
         factors[r] = A(out[r]);
       }
       if (grad_weight != nullptr) {
-        const int64_t ahead = block * stride;
-        for (r = 0; r + 8 <= count; r += 8) add_rows<8>(x + r * stride, stride, factors + r, features, ahead, sums);
-        for (; r + 4 <= count; r += 4) add_rows<4>(x + r * stride, stride, factors + r, features, ahead, sums);
-        for (; r < count; ++r) add_rows<1>(x + r * stride, stride, factors + r, features, ahead, sums);
+        for (r = 0; r + 8 <= count; r += 8) add_rows<8>(x + r * stride, stride, factors + r, features, sums);
+        for (; r + 4 <= count; r += 4) add_rows<4>(x + r * stride, stride, factors + r, features, sums);
+        for (; r < count; ++r) add_rows<1>(x + r * stride, stride, factors + r, features, sums);
         pending += count;
         if (pending >= kFlushRows) flush();
       }
