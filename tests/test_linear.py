@@ -225,7 +225,18 @@ def test_only_what_requires_grad(labels, needs):
     target = torch.rand(shape, dtype=torch.double)
     operands = [t.detach().requires_grad_(bool(need)) for t, need in zip((x, w, b), needs, strict=True)]
     loss, *grads = torch.ops.fused_logistic.linear_bce_with_grad(
-        *(t.detach() for t in operands), target, None, None, None, None, 1, 0.0, None, None, None, [bool(n) for n in needs]
+        *(t.detach() for t in operands),
+        target,
+        None,
+        None,
+        None,
+        None,
+        1,
+        0.0,
+        None,
+        None,
+        None,
+        [bool(n) for n in needs],
     )
     assert [g.numel() > 0 for g in grads] == [bool(n) for n in needs]
     results = []
