@@ -9,9 +9,9 @@ The data is made up, in the shape that tagging and recommendation have:
 * each label has a random direction u_k of unit length; a sample's features are the mean of its labels' directions times
   4, plus standard normal noise times 1 / sqrt(features).
 
-The targets are torch.sparse_csr: no dense target and no whole logits ever exist, only a chunk of 32 MiB. Printed are the
-precision at 1, 3 and 5 on held-out samples, of the model and of always naming the most frequent labels, and the peak of
-the memory beside what the weights, their gradient and Adagrad's state need.
+The targets are torch.sparse_csr: no dense target and no whole logits ever exist, only a chunk of 32 MiB. Printed are
+the precision at 1, 3 and 5 on held-out samples, of the model and of always naming the most frequent labels, and the
+peak of the memory beside what the weights, their gradient and Adagrad's state need.
 """
 
 import argparse
@@ -104,9 +104,10 @@ def main():
         at = precision(named, drawn_test)
         print(f"held out: precision@1 {at[0]:.3f}, @3 {at[1]:.3f}, @5 {at[2]:.3f} ({name})")
     print(f"time of a step: {seconds / options.steps * 1e3:.0f} ms")
+    whole = 2 * BATCH * labels * 4 / 2**20
     print(
         f"peak memory: {peak():.0f} MiB; while training {beyond:.0f} MiB beyond weights, gradient and Adagrad's state "
-        f"of {parameters:.0f} MiB each; whole logits and a dense target would be {2 * BATCH * labels * 4 / 2**20:.0f} MiB"
+        f"of {parameters:.0f} MiB each; whole logits and a dense target would be {whole:.0f} MiB"
     )
 
 

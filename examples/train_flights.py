@@ -8,8 +8,8 @@ Full-batch L-BFGS minimises what scikit-learn's LogisticRegression minimises at 
 
     mean of L(sigma(w . x + b), y) + 1/2 w . w / n
 
-Every step reads the features once (`LinearBCEWithLogitsLoss` with one label). The script prints the AUC and the log loss
-on held-out flights and the time of both, and fails where they differ from scikit-learn's by more than 1e-3.
+Every step reads the features once (`LinearBCEWithLogitsLoss` with one label). The script prints the AUC and the log
+loss on held-out flights and the time of both, and fails where they differ from scikit-learn's by more than 1e-3.
 """
 
 import argparse

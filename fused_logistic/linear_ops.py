@@ -1,7 +1,8 @@
-"""Handles on the ops of the whole layer, linear + sigmoid + binary cross entropy, and their fake kernels and vmap rules.
+"""Handles on the ops of the whole layer, linear + sigmoid + binary cross entropy; their fake kernels and vmap rules.
 
-The ops share the parameters ``(input, linear_weight, linear_bias, target, crow_indices, col_indices, weight, pos_weight,
-reduction, label_smoothing, ignore_index, chunk_bytes, dtype)``. A sparse target comes as its values and indices.
+The ops share the parameters ``(input, linear_weight, linear_bias, target, crow_indices, col_indices, weight,
+pos_weight, reduction, label_smoothing, ignore_index, chunk_bytes, dtype)``. A sparse target comes as its values and
+indices.
 ``output_mask``: which of the gradients for input, linear_weight and linear_bias are asked for; the others are empty.
 
 ========================  ============================================================================================

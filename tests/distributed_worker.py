@@ -175,7 +175,11 @@ def layer_dtensor(mesh, rank):
     w, b = (distribute_tensor(p.detach(), mesh, [Shard(0)]).requires_grad_() for p in (head.weight, head.bias))
     x, y, p = (
         distribute_tensor(t, mesh, [placement])
-        for t, placement in ((module.hidden(x).detach(), Replicate()), (y, Shard(1)), (head.pos_weight, Replicate()))
+        for t, placement in (
+            (module.hidden(x).tanh().detach(), Replicate()),
+            (y, Shard(1)),
+            (head.pos_weight, Replicate()),
+        )
     )
     loss = fl.linear_binary_cross_entropy(x, w, y, linear_bias=b, pos_weight=p)
     return [whole(t.detach()) for t in (loss, *torch.autograd.grad(loss, (w, b)))]

@@ -1,4 +1,4 @@
-"""The whole layer against the composed graph, linear then the loss: values, gradients of every order, chunks, errors."""
+"""The whole layer against the composed graph: values, gradients of every order, chunks, layouts, dtypes, errors."""
 
 import re
 
