@@ -46,7 +46,8 @@ FL_FN A dot(const T* x, const A* w, int64_t features) {
   }
   if (j < features) {
     const auto end = PaddedEnd<T>::make(x + j, features - j);
-    for (int64_t k = 0; k < kVectors; ++k) sums[k] = fma(load(end.values + k * n), load(w + j + k * n), sums[k]);
+    for (int64_t k = 0; k * n < features - j; ++k)
+      sums[k] = fma(load(end.values + k * n), load(w + j + k * n), sums[k]);
   }
   for (int64_t half = kVectors / 2; half >= 1; half /= 2) {
     for (int64_t k = 0; k < half; ++k) sums[k] = sums[k] + sums[k + half];
@@ -77,7 +78,7 @@ FL_FN void add_rows(const T* x, int64_t stride, const A* g, int64_t features, A*
   if (j == features) return;
   for (int r = 0; r < kRows; ++r) {
     const auto end = PaddedEnd<T>::make(x + r * stride + j, features - j);
-    for (int64_t k = 0; k < kVectors; ++k) {
+    for (int64_t k = 0; k * n < features - j; ++k) {
       store(sums + j + k * n, fma(factors[r], load(end.values + k * n), load(sums + j + k * n)));
     }
   }
