@@ -1,48 +1,113 @@
-"""Timing that survives a noisy machine: all candidates in turn, round after round; medians and quartiles."""
+"""Timing that survives a noisy machine: all candidates in turn, round after round; medians and quantiles."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tqdm import tqdm
+import torch
 
 
-@dataclass
+@dataclass(frozen=True)
+class Candidate:
+    """Something to time. ``before`` is called untimed ahead of every call, and ``run`` gets what it returned."""
+
+    run: Callable[..., object]
+    before: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True)
 class Timing:
-    """Seconds per call: the median over rounds and the quartiles around it."""
+    """Seconds per call: quantiles over the rounds."""
 
-    low: float
+    q20: float
+    q25: float
     median: float
-    high: float
+    q75: float
+    q80: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Timing:
+        if len(values) == 1:
+            return cls(*values * 5)
+        percent = statistics.quantiles(values, n=20, method="inclusive")
+        return cls(percent[3], percent[4], percent[9], percent[14], percent[15])
+
+
+def _seconds_cpu(candidate: Candidate, calls: int) -> float:
+    run, before = candidate.run, candidate.before
+    if before is None:
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        return (time.perf_counter() - start) / calls
+    total = 0.0
+    for _ in range(calls):
+        argument = before()
+        start = time.perf_counter()
+        run(argument)
+        total += time.perf_counter() - start
+    return total / calls
+
+
+def _seconds_cuda(candidate: Candidate, calls: int) -> float:
+    """By events on the stream; what is queued behind ``before`` waits for it, so it does not count."""
+    if candidate.before is None:
+        try:
+            from triton.testing import do_bench
+        except ImportError:
+            pass
+        else:
+            return do_bench(candidate.run, warmup=5, rep=20, return_mode="median") * 1e-3
+    total = 0.0
+    for _ in range(calls):
+        arguments = () if candidate.before is None else (candidate.before(),)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        candidate.run(*arguments)
+        end.record()
+        torch.cuda.synchronize()
+        total += start.elapsed_time(end) * 1e-3
+    return total / calls
 
 
 def interleaved(
-    candidates: dict[str, Callable[[], object]], rounds: int = 21, min_seconds: float = 2e-3, label: str = ""
+    candidates: Mapping[str, Candidate | Callable[[], object]],
+    rounds: int = 21,
+    min_seconds: float = 2e-3,
+    device: str = "cpu",
+    after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
     """Times every candidate once a round, so that drift of the machine's speed hits all alike.
 
-    A candidate faster than ``min_seconds`` is called several times a round, and its time divided.
+    A candidate faster than ``min_seconds`` is called several times a round, and its time divided. ``after_round`` is
+    for a progress bar.
     """
+    seconds_per_call = _seconds_cuda if device == "cuda" else _seconds_cpu
+    given = {name: c if isinstance(c, Candidate) else Candidate(c) for name, c in candidates.items()}
     calls = {}
-    for name, run in candidates.items():
-        for _ in range(3):
-            run()
-        start = time.perf_counter()
+    for name, candidate in given.items():
+        seconds_per_call(candidate, 1)  # compiles, allocates, starts threads
+        calls[name] = max(1, int(min_seconds / max(seconds_per_call(candidate, 1), 1e-9)))
+    seconds: dict[str, list[float]] = {name: [] for name in given}
+    for _ in range(rounds):
+        for name, candidate in given.items():
+            seconds[name].append(seconds_per_call(candidate, calls[name]))
+        after_round()
+    return {name: Timing.of(values) for name, values in seconds.items()}
+
+
+def count_launches(run: Callable[[], object]) -> int:
+    """How many kernels one call starts on the GPU."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         run()
-        calls[name] = max(1, int(min_seconds / max(time.perf_counter() - start, 1e-9)))
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in tqdm(range(rounds), desc=label, leave=False):
-        for name, run in candidates.items():
-            repeat = range(calls[name])
-            start = time.perf_counter()
-            for _ in repeat:
-                run()
-            seconds[name].append((time.perf_counter() - start) / len(repeat))
-    result = {}
-    for name, times in seconds.items():
-        low, median, high = statistics.quantiles(times, n=4)
-        result[name] = Timing(low, median, high)
-    return result
+        torch.cuda.synchronize()
+    names = [event.name for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    return sum(not name.startswith(("Memcpy", "Memset")) for name in names)

@@ -25,17 +25,19 @@ bool may_scale(const Tensor& grad, const Tensor& grad_output) {
 // backward pass hands that tensor out, scaled in place by grad_output. Its new owner may change it, so it is handed out
 // once: a second backward call (retain_graph) computes it again, and so does create_graph, differentiably.
 struct BceFunction : torch::autograd::Function<BceFunction> {
-  static Tensor forward(AutogradContext* ctx, FL_PARAMETERS, DTypeArgument dtype) {
+  static Tensor forward(AutogradContext* ctx, FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
     at::AutoDispatchBelowADInplaceOrView below;
     ctx->saved_data["reduction"] = reduction;
     if (label_smoothing != 0) ctx->saved_data["label_smoothing"] = label_smoothing;
     if (ignore_index.has_value()) ctx->saved_data["ignore_index"] = ignore_index;
+    if (gamma.has_value()) ctx->saved_data["gamma"] = gamma;
+    if (alpha.has_value()) ctx->saved_data["alpha"] = alpha;
     Tensor loss;
     if (reduction == at::Reduction::None || !logits.requires_grad() || !may_compute_grad_early(logits)) {
-      loss = bce_op().call(FL_ARGUMENTS, dtype);
+      loss = bce_op().call(FL_ARGUMENTS, dtype, gamma, alpha);
     } else {
       Tensor grad;
-      std::tie(loss, grad) = bce_with_grad_op().call(FL_ARGUMENTS, dtype);
+      std::tie(loss, grad) = bce_with_grad_op().call(FL_ARGUMENTS, dtype, gamma, alpha);
       ctx->saved_data["grad"] = std::move(grad);
     }
     ctx->save_for_backward(
@@ -51,13 +53,16 @@ struct BceFunction : torch::autograd::Function<BceFunction> {
       auto& data = ctx->saved_data;
       const double label_smoothing = data.count("label_smoothing") ? data["label_smoothing"].toDouble() : 0;
       std::optional<int64_t> ignore_index;
+      std::optional<double> gamma, alpha;
       if (data.count("ignore_index")) ignore_index = data["ignore_index"].toInt();
+      if (data.count("gamma")) gamma = data["gamma"].toDouble();
+      if (data.count("alpha")) alpha = data["alpha"].toDouble();
       return bce_backward_op().call(grad_output, saved[0], saved[1], optional(saved[2]), optional(saved[3]),
                                     optional(saved[4]), data["reduction"].toInt(), label_smoothing, ignore_index,
-                                    int64_t(wrt));
+                                    int64_t(wrt), gamma, alpha);
     };
     const auto needed = [&](int64_t i) { return saved[i].defined() && saved[i].requires_grad(); };
-    variable_list grads(9);
+    variable_list grads(11);
     if (needed(0)) {
       const auto ready = ctx->saved_data.find("grad");
       // nor can it be scaled in place by a grad_output that carries a tangent or a batch (is_grads_batched)
@@ -77,31 +82,31 @@ struct BceFunction : torch::autograd::Function<BceFunction> {
   }
 };
 
-Tensor bce_autograd(FL_PARAMETERS, DTypeArgument dtype) {
+Tensor bce_autograd(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
   const bool grad = any_requires_grad(logits, target, weight, pos_weight);
   if (any_is_dual(logits, target, weight, pos_weight) || (grad && transformed())) {
-    return composite_loss({FL_ARGUMENTS}, dtype);
+    return composite_loss({FL_ARGUMENTS, gamma, alpha}, dtype);
   }
-  if (grad) return BceFunction::apply(FL_ARGUMENTS, dtype);
+  if (grad) return BceFunction::apply(FL_ARGUMENTS, dtype, gamma, alpha);
   at::AutoDispatchBelowADInplaceOrView below;
-  return bce_op().call(FL_ARGUMENTS, dtype);
+  return bce_op().call(FL_ARGUMENTS, dtype, gamma, alpha);
 }
 
-std::tuple<Tensor, Tensor> bce_with_grad_autograd(FL_PARAMETERS, DTypeArgument dtype) {
+std::tuple<Tensor, Tensor> bce_with_grad_autograd(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
   if (any_requires_grad(logits, target, weight, pos_weight) || any_is_dual(logits, target, weight, pos_weight)) {
-    return composite_with_grad({FL_ARGUMENTS}, dtype);
+    return composite_with_grad({FL_ARGUMENTS, gamma, alpha}, dtype);
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return bce_with_grad_op().call(FL_ARGUMENTS, dtype);
+  return bce_with_grad_op().call(FL_ARGUMENTS, dtype, gamma, alpha);
 }
 
-Tensor bce_backward_autograd(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt) {
+Tensor bce_backward_autograd(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt, FL_FOCAL_PARAMETERS) {
   if (any_requires_grad(grad_output, logits, target, weight, pos_weight) ||
       any_is_dual(grad_output, logits, target, weight, pos_weight)) {
-    return composite_backward(grad_output, {FL_ARGUMENTS}, Wrt(wrt));
+    return composite_backward(grad_output, {FL_ARGUMENTS, gamma, alpha}, Wrt(wrt));
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return bce_backward_op().call(grad_output, FL_ARGUMENTS, wrt);
+  return bce_backward_op().call(grad_output, FL_ARGUMENTS, wrt, gamma, alpha);
 }
 
 // Under autocast torch computes this loss in fp32 (fp64 stays) and returns that. The kernels compute in fp32 anyway:
@@ -110,14 +115,14 @@ DTypeArgument autocast_dtype(const Tensor& target, DTypeArgument dtype) {
   return dtype.has_value() ? dtype : target.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 template <c10::DispatchKey kKey>
-Tensor bce_autocast(FL_PARAMETERS, DTypeArgument dtype) {
+Tensor bce_autocast(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(kKey);
-  return bce_op().call(FL_ARGUMENTS, autocast_dtype(target, dtype));
+  return bce_op().call(FL_ARGUMENTS, autocast_dtype(target, dtype), gamma, alpha);
 }
 template <c10::DispatchKey kKey>
-std::tuple<Tensor, Tensor> bce_with_grad_autocast(FL_PARAMETERS, DTypeArgument dtype) {
+std::tuple<Tensor, Tensor> bce_with_grad_autocast(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(kKey);
-  return bce_with_grad_op().call(FL_ARGUMENTS, autocast_dtype(target, dtype));
+  return bce_with_grad_op().call(FL_ARGUMENTS, autocast_dtype(target, dtype), gamma, alpha);
 }
 
 }  // namespace

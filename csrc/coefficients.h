@@ -18,6 +18,13 @@ struct Coefficients<float> {
   // ln 2 in two parts; n ln2_high is exact.
   static constexpr float ln2_high = 0x1.62e4p-1f;
   static constexpr float ln2_low = 0x1.7f7d1cp-20f;
+  // log: 2^64 u is normal for every u above 0.
+  static constexpr float log_scale = 0x1p+64f;
+  // Its exponent, which the format biases, becomes a number as the low bits of log_shifter.
+  static constexpr float log_shifter = 0x1p+23f;
+  static constexpr float log_unshift = 0x1.00017ep+23f;
+  // Less an exponent in the bits it is 2 to minus that exponent.
+  static constexpr float log_invert = 0x1p+127f;
 
   // exp(t) = 1 + t + t^2 q(t), |t| <= 0.34657504: relative error below 2^-28.24.
   struct Exp {
@@ -65,6 +72,13 @@ struct Coefficients<double> {
   // ln 2 in two parts; n ln2_high is exact.
   static constexpr double ln2_high = 0x1.62e42fefa38p-1;
   static constexpr double ln2_low = 0x1.ef35793c7673p-45;
+  // log: 2^64 u is normal for every u above 0.
+  static constexpr double log_scale = 0x1p+64;
+  // Its exponent, which the format biases, becomes a number as the low bits of log_shifter.
+  static constexpr double log_shifter = 0x1p+52;
+  static constexpr double log_unshift = 0x1.000000000043fp+52;
+  // Less an exponent in the bits it is 2 to minus that exponent.
+  static constexpr double log_invert = 0x1p+1023;
 
   // exp(t) = 1 + t + t^2 q(t), |t| <= 0.34657359: relative error below 2^-57.91.
   struct Exp {

@@ -9,6 +9,8 @@ Two series are approximated, each so that the greatest *relative* error of the f
     exp(t)   = 1 + t + t^2 q(t)    |t| <= ln 2 / 2 and a little more, by which rounding n can overshoot
     log1p(e) = e + e^2 q(e)        0 <= e <= 1
 
+log(u) for u in (0, 1] needs no series of its own: u = 2^n f with f in [1, 2) has log(u) = n ln 2 + log1p(f - 1).
+
 The leading terms are exact, so a tail (t or e near 0) keeps all its digits. Remez' exchange algorithm finds the best q
 in 200-bit arithmetic (mpmath). Its coefficients are then rounded to the target format from the leading one on, each
 time with the remaining ones fitted again, so that they absorb what the rounding lost. For the rounded coefficients
@@ -42,6 +44,7 @@ mp.prec = 200
 HEADER = Path(__file__).with_name("coefficients.h")
 GRID = 800  # points on which Remez looks for the greatest error; `proven_error` covers what lies between
 PIECES = 600  # subintervals of the proof
+LOG_SCALE = 64
 
 
 @dataclass
@@ -255,6 +258,14 @@ def coefficients_struct(f):
         ("", "log2_e", f.round(1 / log(2))),
         ("ln 2 in two parts; n ln2_high is exact.", "ln2_high", ln2_high),
         ("", "ln2_low", f.round(log(2) - ln2_high)),
+        (f"log: 2^{LOG_SCALE} u is normal for every u above 0.", "log_scale", ldexp(1, LOG_SCALE)),
+        (
+            "Its exponent, which the format biases, becomes a number as the low bits of log_shifter.",
+            "log_shifter",
+            ldexp(1, mantissa_bits),
+        ),
+        ("", "log_unshift", ldexp(1, mantissa_bits) + f.exponent_bias + LOG_SCALE),
+        ("Less an exponent in the bits it is 2 to minus that exponent.", "log_invert", ldexp(1, f.exponent_bias)),
     ]
     series = [exp_series(f, lowest), log1p_series(f)]
     lines = ["template <>", f"struct Coefficients<{f.scalar}> {{"]

@@ -11,16 +11,17 @@ auto op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 inline const auto& bce_op() {
-  static const auto handle = op<Tensor(FL_PARAMETERS, DTypeArgument)>("fused_logistic::bce");
+  static const auto handle = op<Tensor(FL_PARAMETERS, DTypeArgument, FL_FOCAL_PARAMETERS)>("fused_logistic::bce");
   return handle;
 }
 inline const auto& bce_with_grad_op() {
-  static const auto handle =
-      op<std::tuple<Tensor, Tensor>(FL_PARAMETERS, DTypeArgument)>("fused_logistic::bce_with_grad");
+  static const auto handle = op<std::tuple<Tensor, Tensor>(FL_PARAMETERS, DTypeArgument, FL_FOCAL_PARAMETERS)>(
+      "fused_logistic::bce_with_grad");
   return handle;
 }
 inline const auto& bce_backward_op() {
-  static const auto handle = op<Tensor(const Tensor&, FL_PARAMETERS, int64_t)>("fused_logistic::bce_backward");
+  static const auto handle =
+      op<Tensor(const Tensor&, FL_PARAMETERS, int64_t, FL_FOCAL_PARAMETERS)>("fused_logistic::bce_backward");
   return handle;
 }
 inline const auto& scale_op() {

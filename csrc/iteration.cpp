@@ -13,11 +13,16 @@
 namespace fused_logistic {
 namespace {
 
-constexpr const char* kOp = "binary_cross_entropy_with_logits";
+constexpr double kMaxGamma = 1e30;  // in fp32 its product with the logarithm of a probability is still finite
+
+// The op as the user knows it.
+const char* name(const Arguments& a) {
+  return a.gamma.has_value() ? "sigmoid_focal_loss" : "binary_cross_entropy_with_logits";
+}
 
 }  // namespace
 
-DType dtype_of(at::ScalarType type) {
+DType dtype_of(at::ScalarType type, const char* op) {
   switch (type) {
     case at::kDouble:
       return DType::kFloat64;
@@ -39,7 +44,7 @@ DType dtype_of(at::ScalarType type) {
     case at::kLong:
       return DType::kInt64;
     default:
-      TORCH_CHECK_NOT_IMPLEMENTED(false, kOp, ": expected a floating point, integer or bool tensor, got ", type);
+      TORCH_CHECK_NOT_IMPLEMENTED(false, op, ": expected a floating point, integer or bool tensor, got ", type);
   }
 }
 
@@ -49,33 +54,38 @@ bool is_floating(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
 }
 
-void check_operand(const char* name, const OptionalTensor& tensor, const Tensor& logits) {
+void check_operand(const char* op, const char* name, const OptionalTensor& tensor, const Tensor& logits) {
   if (!tensor.has_value()) return;
-  TORCH_CHECK(tensor->device() == logits.device(), kOp, ": expected ", name, " on ", logits.device(), ", got ",
+  TORCH_CHECK(tensor->device() == logits.device(), op, ": expected ", name, " on ", logits.device(), ", got ",
               tensor->device());
-  TORCH_CHECK(at::is_expandable_to(tensor->sym_sizes(), logits.sym_sizes()), kOp, ": expected ", name,
+  TORCH_CHECK(at::is_expandable_to(tensor->sym_sizes(), logits.sym_sizes()), op, ": expected ", name,
               " of a shape that broadcasts to ", logits.sym_sizes(), ", got ", tensor->sym_sizes());
 }
 
 }  // namespace
 
 void check(const Arguments& a) {
-  TORCH_CHECK_NOT_IMPLEMENTED(is_floating(a.logits.scalar_type()), kOp,
+  const char* const op = name(a);
+  TORCH_CHECK_NOT_IMPLEMENTED(is_floating(a.logits.scalar_type()), op,
                               ": expected logits of dtype float64, float32, float16 or bfloat16, got ",
                               a.logits.scalar_type());
-  TORCH_CHECK_VALUE(a.target.sym_sizes() == a.logits.sym_sizes(), kOp, ": expected target of shape ",
+  TORCH_CHECK_VALUE(a.target.sym_sizes() == a.logits.sym_sizes(), op, ": expected target of shape ",
                     a.logits.sym_sizes(), ", got ", a.target.sym_sizes());
-  TORCH_CHECK(a.target.device() == a.logits.device(), kOp, ": expected target on ", a.logits.device(), ", got ",
+  TORCH_CHECK(a.target.device() == a.logits.device(), op, ": expected target on ", a.logits.device(), ", got ",
               a.target.device());
-  TORCH_CHECK_VALUE(a.reduction >= at::Reduction::None && a.reduction <= at::Reduction::Sum, kOp,
+  TORCH_CHECK_VALUE(a.reduction >= at::Reduction::None && a.reduction <= at::Reduction::Sum, op,
                     ": expected reduction 0 (none), 1 (mean) or 2 (sum), got ", a.reduction);
-  TORCH_CHECK_VALUE(a.label_smoothing >= 0 && a.label_smoothing <= 1, kOp,
+  TORCH_CHECK_VALUE(a.label_smoothing >= 0 && a.label_smoothing <= 1, op,
                     ": expected label_smoothing between 0 and 1, got ", a.label_smoothing);
-  check_operand("weight", a.weight, a.logits);
-  check_operand("pos_weight", a.pos_weight, a.logits);
-  check_operand("mask", a.mask, a.logits);
-  TORCH_CHECK_TYPE(!a.mask.has_value() || a.mask->scalar_type() == at::kBool, kOp,
-                   ": expected mask of dtype bool, got ", a.mask->scalar_type());
+  check_operand(op, "weight", a.weight, a.logits);
+  check_operand(op, "pos_weight", a.pos_weight, a.logits);
+  check_operand(op, "mask", a.mask, a.logits);
+  TORCH_CHECK_TYPE(!a.mask.has_value() || a.mask->scalar_type() == at::kBool, op, ": expected mask of dtype bool, got ",
+                   a.mask->scalar_type());
+  TORCH_CHECK_VALUE(!a.gamma.has_value() || (*a.gamma >= 0 && *a.gamma <= kMaxGamma), op,
+                    ": expected gamma between 0 and ", kMaxGamma, ", got ", *a.gamma);
+  TORCH_CHECK_VALUE(!a.alpha.has_value() || (*a.alpha >= 0 && *a.alpha <= 1 && a.gamma.has_value()), op,
+                    ": expected alpha between 0 and 1, and gamma with it, got alpha ", *a.alpha);
 }
 
 at::ScalarType loss_dtype(const Arguments& a, DTypeArgument dtype) {
@@ -83,7 +93,7 @@ at::ScalarType loss_dtype(const Arguments& a, DTypeArgument dtype) {
   return is_floating(a.target.scalar_type()) ? a.target.scalar_type() : a.logits.scalar_type();
 }
 
-Iteration::Iteration(const Arguments& a) {
+Iteration::Iteration(const Arguments& a) : op_(name(a)) {
   check(a);
   logits_ = a.logits.is_non_overlapping_and_dense() ? a.logits : a.logits.clone();
   contiguous_ = logits_.is_contiguous();
@@ -103,6 +113,10 @@ Iteration::Iteration(const Arguments& a) {
   problem.label_smoothing = a.label_smoothing;
   problem.has_ignore_index = a.ignore_index.has_value();
   problem.ignore_index = double(a.ignore_index.value_or(0));
+  problem.focal = a.gamma.has_value();
+  problem.gamma = a.gamma.value_or(0);
+  problem.alpha = a.alpha.value_or(1);
+  problem.alpha_opposite = a.alpha.has_value() ? 1 - *a.alpha : 1;
 }
 
 Tensor Iteration::allocate_out(at::ScalarType dtype) {
@@ -119,7 +133,7 @@ Tensor Iteration::in_order(const Tensor& tensor) const {
 }
 
 Operand Iteration::operand(const Tensor& tensor) {
-  const DType dtype = dtype_of(tensor.scalar_type());
+  const DType dtype = dtype_of(tensor.scalar_type(), op_);
   if (tensor.numel() == 1) return {tensor.const_data_ptr(), dtype, 1, 1};
   if (contiguous_ && tensor.is_contiguous() && tensor.sizes() == logits_.sizes()) {
     return {tensor.const_data_ptr(), dtype, 1, problem.numel};

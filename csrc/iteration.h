@@ -24,20 +24,24 @@ struct Arguments {
   int64_t reduction;
   double label_smoothing;
   std::optional<int64_t> ignore_index;
+  std::optional<double> gamma, alpha;  // of the focal loss; without gamma it is the plain one
 
   bool selects() const { return mask.has_value() || ignore_index.has_value(); }
 };
 
-// Every op takes (logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index).
+// Every op takes (logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index), something of its
+// own, and (gamma, alpha).
 #define FL_PARAMETERS                                                                                         \
   const Tensor &logits, const Tensor &target, const OptionalTensor &weight, const OptionalTensor &pos_weight, \
       const OptionalTensor &mask, int64_t reduction, double label_smoothing, std::optional<int64_t> ignore_index
+#define FL_FOCAL_PARAMETERS std::optional<double> gamma, std::optional<double> alpha
 #define FL_ARGUMENTS logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index
 
 // Throws unless the arguments fit together; the message names the op, what was expected and what came.
 void check(const Arguments& arguments);
 
-DType dtype_of(at::ScalarType type);
+// op: named in the error for a type that no kernel reads.
+DType dtype_of(at::ScalarType type, const char* op = "binary_cross_entropy_with_logits");
 
 // The dtype of the loss, as torch's: the target's if it is a floating type, else the logits'.
 at::ScalarType loss_dtype(const Arguments& arguments, DTypeArgument dtype);
@@ -57,6 +61,7 @@ class Iteration {
   Operand operand(const Tensor& tensor);
   Tensor in_order(const Tensor& tensor) const;
 
+  const char* op_;             // its name, for messages
   Tensor logits_;              // dense: its elements fill its memory without gaps or overlaps
   bool contiguous_;            // in row-major order; otherwise order_ is
   at::DimVector order_;        // the logits' dimensions from the slowest to the fastest in memory

@@ -45,13 +45,13 @@ Tensor composite_logits(const LinearArguments& a) {
 
 Tensor composite_linear(const LinearArguments& a) {
   return bce_op().call(composite_logits(a), dense_target(a), a.weight, a.pos_weight, std::nullopt, a.reduction,
-                       a.label_smoothing, a.ignore_index, a.dtype);
+                       a.label_smoothing, a.ignore_index, a.dtype, std::nullopt, std::nullopt);
 }
 
 Grads composite_linear_backward(const Tensor& grad_output, const LinearArguments& a, GradMask mask) {
-  Tensor grad =
-      bce_backward_op().call(grad_output, composite_logits(a), dense_target(a), a.weight, a.pos_weight, std::nullopt,
-                             a.reduction, a.label_smoothing, a.ignore_index, int64_t(Wrt::kLogits));
+  Tensor grad = bce_backward_op().call(grad_output, composite_logits(a), dense_target(a), a.weight, a.pos_weight,
+                                       std::nullopt, a.reduction, a.label_smoothing, a.ignore_index,
+                                       int64_t(Wrt::kLogits), std::nullopt, std::nullopt);
   const Tensor absent = at::empty({0}, a.input.options());
   if (a.linear_weight.dim() == 1) grad = grad.unsqueeze(-1);  // [..., labels]
   const Tensor weight = a.linear_weight.dim() == 1 ? a.linear_weight.unsqueeze(0) : a.linear_weight;

@@ -245,7 +245,7 @@ class Chunks {
     const auto arguments = [&](auto&& op, auto... first) {
       return [&, first...](int64_t reduction, auto... last) {
         return op.call(first..., logits, target, weight, pos_weight, none_, reduction, a.label_smoothing,
-                       a.ignore_index, last...);
+                       a.ignore_index, last..., std::nullopt, std::nullopt);
       };
     };
     if (losses.defined()) {
@@ -286,8 +286,9 @@ class Chunks {
 
   void subtract_neutral(const Tensor& logits, const Tensor& value, const OptionalTensor& weight,
                         const OptionalTensor& pos_weight) {
-    const Tensor sum = bce_op().call(at::zeros_like(logits), at::zeros_like(value), weight, pos_weight, none_,
-                                     at::Reduction::Sum, a_.label_smoothing, a_.ignore_index, at::kDouble);
+    const Tensor sum =
+        bce_op().call(at::zeros_like(logits), at::zeros_like(value), weight, pos_weight, none_, at::Reduction::Sum,
+                      a_.label_smoothing, a_.ignore_index, at::kDouble, std::nullopt, std::nullopt);
     is_cpu() ? void(sum_ -= sum.item<double>()) : void(device_sum_ -= sum);
   }
 

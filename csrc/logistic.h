@@ -2,7 +2,7 @@
 //
 // Every function is a template on a value type V: float or double (scalar C++ and CUDA device code) or a SIMD vector of
 // them (csrc/cpu/vec.h). Only exactly rounded operations are used (+ - * /, fma, comparison, selection, integer shift
-// and add on the bits), no libm, nothing contracted by the compiler, so that every backend computes the same bits.
+// and arithmetic on the bits), no libm, nothing contracted by the compiler, so that every backend computes the same bits.
 //
 // Notation: logit z, target y, positive weight p, sample weight w;
 //   a = w p y       weight of the positive term -log sigma(z)  = softplus(-z)
@@ -48,6 +48,7 @@ struct Value<float> {
   FL_FN float at_least(float x, float low) { return x < low ? low : x; }
   FL_FN float add_term(float x, float y, float z) { return x == 0 ? z : fma(x, y, z); }
   FL_FN float splat(float x) { return x; }
+  FL_FN bool any(bool mask) { return mask; }
   FL_FN uint32_t to_bits(float x) { return bit_cast<uint32_t>(x); }
   FL_FN float from_bits(uint32_t x) { return bit_cast<float>(x); }
 };
@@ -60,6 +61,7 @@ struct Value<double> {
   FL_FN double at_least(double x, double low) { return x < low ? low : x; }
   FL_FN double add_term(double x, double y, double z) { return x == 0 ? z : fma(x, y, z); }
   FL_FN double splat(double x) { return x; }
+  FL_FN bool any(bool mask) { return mask; }
   FL_FN uint64_t to_bits(double x) { return bit_cast<uint64_t>(x); }
   FL_FN double from_bits(uint64_t x) { return bit_cast<double>(x); }
 };
@@ -130,10 +132,19 @@ FL_FN V polynomial(V x) {
   return sum;
 }
 
+// 2^n (1 + t + t^2 q(t)). 2^n is made of its bits, the low ones of `shifted`, biased so that it and the product are
+// normal numbers; undoing the bias is the only multiplication that rounds, and it does so only where the result is
+// subnormal.
+template <class V>
+FL_FN V exp_reduced(V shifted, V t) {
+  using C = Coefficients<typename Value<V>::Scalar>;
+  const V p = fma(fma(polynomial<typename C::Exp>(t), t, splat<V>(1)), t, splat<V>(1));
+  const V power = Value<V>::from_bits(Value<V>::to_bits(shifted) << C::mantissa_bits);  // 2^n / exp_unbias
+  return p * power * splat<V>(C::exp_unbias);
+}
+
 // exp(x) for x <= 0, gradual underflow included; exp(-inf) = 0.
-// x = n ln 2 + t with |t| <= ln 2 / 2 (ln 2 in two parts, Cody and Waite); exp(t) = 1 + t + t^2 q(t). 2^n is made of its
-// bits, biased so that it and the product are normal numbers; undoing the bias is the only multiplication that rounds,
-// and it does so only where the result is subnormal.
+// x = n ln 2 + t with |t| <= ln 2 / 2 (ln 2 in two parts, Cody and Waite); exp(t) = 1 + t + t^2 q(t).
 template <class V>
 FL_FN V exp_nonpositive(V x) {
   using C = Coefficients<typename Value<V>::Scalar>;
@@ -143,15 +154,48 @@ FL_FN V exp_nonpositive(V x) {
   const V n = shifted - shifter;
   V t = fma(n, splat<V>(-C::ln2_high), x);
   t = fma(n, splat<V>(-C::ln2_low), t);
-  const V p = fma(fma(polynomial<typename C::Exp>(t), t, splat<V>(1)), t, splat<V>(1));
-  const V power = Value<V>::from_bits(Value<V>::to_bits(shifted) << C::mantissa_bits);  // 2^n / exp_unbias
-  return p * power * splat<V>(C::exp_unbias);
+  return exp_reduced(shifted, t);
+}
+// exp(x + rest), rest being what x lost when it was rounded.
+template <class V>
+FL_FN V exp_two_parts(V x, V rest) {
+  using C = Coefficients<typename Value<V>::Scalar>;
+  const V shifter = splat<V>(C::exp_shifter);
+  const V shifted = fma(x, splat<V>(C::log2_e), shifter);
+  const V n = shifted - shifter;
+  V t = fma(n, splat<V>(-C::ln2_high), x);
+  t = fma(n, splat<V>(-C::ln2_low), t) + rest;
+  return select(x < splat<V>(C::exp_lowest), splat<V>(0), exp_reduced(shifted, t));
 }
 
 // log1p(e) = e + e^2 q(e) for e in [0, 1].
 template <class V>
 FL_FN V log1p_unit(V e) {
   return fma(e * e, polynomial<typename Coefficients<typename Value<V>::Scalar>::Log1p>(e), e);
+}
+// log1p(e) / e, which is 1 at 0
+template <class V>
+FL_FN V log1p_ratio(V e) {
+  return fma(e, polynomial<typename Coefficients<typename Value<V>::Scalar>::Log1p>(e), splat<V>(1));
+}
+
+// A number as the sum of two.
+template <class V>
+struct TwoParts {
+  V high, low;
+};
+// log(u) for u in (0, 1], right to about a unit in the last place of 1 however large it is: u = 2^n f with f in [1, 2),
+// high = n ln2_high, which is exact, and low = n ln2_low + log1p(f - 1).
+template <class V>
+FL_FN TwoParts<V> log_unit(V u) {
+  using C = Coefficients<typename Value<V>::Scalar>;
+  const V scaled = u * splat<V>(C::log_scale);
+  const auto exponent = Value<V>::to_bits(scaled) >> C::mantissa_bits;
+  const V shifted = Value<V>::from_bits(exponent | Value<V>::to_bits(splat<V>(C::log_shifter)));
+  const V n = shifted - splat<V>(C::log_unshift);
+  const V inverse = Value<V>::from_bits(Value<V>::to_bits(splat<V>(C::log_invert)) - (exponent << C::mantissa_bits));
+  const V fraction = scaled * inverse - splat<V>(1);  // by multiplication, so that NaN stays
+  return {n * splat<V>(C::ln2_high), fma(n, splat<V>(C::ln2_low), log1p_unit(fraction))};
 }
 
 // ---- The logistic loss -------------------------------------------------------------------------------------------
@@ -211,6 +255,93 @@ template <class V>
 FL_FN V grad_pos_weight(const Logit<V>& logit, V y, V w) {
   const V softplus = select(logit.z < splat<V>(0), -logit.minus_m, splat<V>(0)) + log1p_unit(logit.e);
   return add_term(w * y, softplus, splat<V>(0));
+}
+
+// ---- The focal loss ----------------------------------------------------------------------------------------------
+// The loss times q^gamma, where q = 1 - p_t = y sigma(-z) + (1 - y) sigma(z) is the probability given to the other label,
+// and times alpha_t = alpha y + (1 - alpha) (1 - y), which goes into the weights (Lin, Goyal, Girshick, He and Dollar,
+// "Focal loss for dense object detection"). With c = y for z < 0, 1 - y otherwise, and u = c + (1 - c) e:
+//   q = u / (1 + e),   log q = log u - l,   q^gamma = exp(gamma log q),
+//   q'/q = (1 - 2 y) s / u,   d log q / dy = -sign(z) (1 - e) / u.
+// A target of 0 or 1 needs no logarithm: where c = 1, log q = -l; where c = 0, u is e and log q = -m - l.
+// log q has a part that is exact and one that is at most about 1, and the product with gamma is kept in two parts too,
+// so that the relative error of q^gamma is of the order of gamma units in the last place, not of gamma |log q|.
+
+// gamma in two parts; the logarithm from which on down q^gamma is 0; the weights of y and of 1 - y in alpha_t, 1 and 1
+// without alpha. Made once per kernel from what the user gave.
+template <class S>
+struct FocalConstants {
+  S gamma, gamma_low, log_lowest, alpha, alpha_opposite;
+};
+template <class S>
+FL_FN FocalConstants<S> focal_constants(double gamma, double alpha, double alpha_opposite) {
+  const double lowest = gamma == 0 ? -0x1p126 : 1.5 * double(Coefficients<S>::exp_lowest) / gamma;
+  return {S(gamma), S(gamma - double(S(gamma))), S(lowest < -0x1p126 ? -0x1p126 : lowest), S(alpha), S(alpha_opposite)};
+}
+
+// A target outside of [0, 1] has no q; NaN says so.
+template <class V>
+FL_FN V focal_target(V y) {
+  return select(y * (splat<V>(1) - y) < splat<V>(0), splat<V>(__builtin_nanf("")), y);
+}
+
+template <class V>
+FL_FN V focal_alpha(V y, const FocalConstants<typename Value<V>::Scalar>& constants) {
+  return fma(splat<V>(constants.alpha), y, splat<V>(constants.alpha_opposite) * (splat<V>(1) - y));
+}
+
+// What the focal loss and its derivatives share: c, u, q^gamma, and whether any target is neither 0 nor 1. Where none is,
+// which is the rule, the logarithm and the division by u = 1 are left out: a quarter of the time, and no bit.
+template <class V>
+struct Focal {
+  V c, u, power;
+  bool soft;
+};
+template <class V>
+FL_FN Focal<V> focal(const Logit<V>& logit, V y, const FocalConstants<typename Value<V>::Scalar>& constants) {
+  const V zero = splat<V>(0), opposite = splat<V>(1) - y, gamma = splat<V>(constants.gamma);
+  const auto negative = logit.z < zero;
+  const V c = select(negative, y, opposite), u = fma(select(negative, opposite, y), logit.e, c);
+  TwoParts<V> of_u = {zero, zero};
+  const bool soft = Value<V>::any((c != zero) & (c != splat<V>(1)));
+  if (soft) of_u = log_unit(u);
+  const V high = at_least(select(c == zero, logit.minus_m, of_u.high), splat<V>(constants.log_lowest));
+  const V low = select(c == zero, zero, of_u.low) - log1p_unit(logit.e);
+  const V log_q = high + low, x = gamma * log_q;
+  V rest = fma(gamma, log_q, -x);
+  rest = fma(gamma, (high - log_q) + low, rest);
+  rest = fma(splat<V>(constants.gamma_low), log_q, rest);
+  return {c, u, exp_two_parts(x, rest), soft};
+}
+
+template <class V>
+FL_FN V focal_loss(const Logit<V>& logit, const TermWeights<V>& weights, const Focal<V>& focal) {
+  return add_term(focal.power, loss(logit, weights), splat<V>(0));
+}
+
+// d focal / dz = q^gamma (d loss / dz + gamma (q'/q) loss), times factor. Where c = 0, s / u = s / e = 1 - s.
+template <class V>
+FL_FN V focal_grad_logit(const Logit<V>& logit, const TermWeights<V>& weights, const Focal<V>& focal, V y, V gamma,
+                         V factor) {
+  const V s = sigma_minus(logit.e), one = splat<V>(1), zero = splat<V>(0);
+  const V slope = gamma * fma(splat<V>(-2), y, one) * select(focal.c == zero, one - s, focal.soft ? s / focal.u : s);
+  const V value = add_term(slope, loss(logit, weights), grad_logit(logit, weights, one));
+  return add_term(focal.power, value, zero) * factor;
+}
+
+// d focal / dy = q^gamma (alpha_t d loss / dy + alpha_t' loss + alpha_t gamma (d log q / dy) loss), the losses without
+// alpha_t. Where c = 0 the loss is (a + b) l, and (a + b) l / e stays finite.
+template <class V>
+FL_FN V focal_grad_target(const Logit<V>& logit, const Focal<V>& focal, V y, V p, V w,
+                          const FocalConstants<typename Value<V>::Scalar>& constants) {
+  const V zero = splat<V>(0), alpha = focal_alpha(y, constants), gamma = splat<V>(constants.gamma);
+  const TermWeights<V> weights = term_weights(y, p, w);
+  const V whole = loss(logit, weights);
+  const V over_u = select(focal.c == zero, weights.sum * log1p_ratio(logit.e), whole / focal.u);
+  const V slope = alpha * select(logit.z < zero, gamma, -gamma) * (splat<V>(1) - logit.e);
+  V value = add_term(slope, over_u, grad_target(logit, p, w * alpha));
+  value = add_term(splat<V>(constants.alpha - constants.alpha_opposite), whole, value);
+  return add_term(focal.power, value, zero);
 }
 
 // Label smoothing s moves the target towards 1/2: y (1 - s) + s / 2.

@@ -35,8 +35,8 @@ Tensor scalar(double value, const Tensor& like, at::ScalarType dtype) {
   return result;
 }
 
-Tensor bce_cpu(FL_PARAMETERS, DTypeArgument dtype) {
-  const Arguments arguments{FL_ARGUMENTS};
+Tensor bce_cpu(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
+  const Arguments arguments{FL_ARGUMENTS, gamma, alpha};
   Iteration iteration(arguments);
   const at::ScalarType type = loss_dtype(arguments, dtype);
   if (reduction == at::Reduction::None) {
@@ -48,8 +48,8 @@ Tensor bce_cpu(FL_PARAMETERS, DTypeArgument dtype) {
   return scalar(sum / divisor(iteration.problem, arguments), logits, type);
 }
 
-std::tuple<Tensor, Tensor> bce_with_grad_cpu(FL_PARAMETERS, DTypeArgument dtype) {
-  const Arguments arguments{FL_ARGUMENTS};
+std::tuple<Tensor, Tensor> bce_with_grad_cpu(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
+  const Arguments arguments{FL_ARGUMENTS, gamma, alpha};
   Iteration iteration(arguments);
   TORCH_CHECK_VALUE(reduction != at::Reduction::None, "bce_with_grad: expected reduction 1 (mean) or 2 (sum), got 0");
   const double count = divisor(iteration.problem, arguments);
@@ -59,8 +59,8 @@ std::tuple<Tensor, Tensor> bce_with_grad_cpu(FL_PARAMETERS, DTypeArgument dtype)
   return {scalar(sum / count, logits, loss_dtype(arguments, dtype)), grad};
 }
 
-Tensor bce_backward_cpu(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt) {
-  const Arguments arguments{FL_ARGUMENTS};
+Tensor bce_backward_cpu(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt, FL_FOCAL_PARAMETERS) {
+  const Arguments arguments{FL_ARGUMENTS, gamma, alpha};
   Iteration iteration(arguments);
   TORCH_CHECK(at::is_expandable_to(grad_output.sizes(), logits.sizes()), "bce_backward: expected grad_output of a ",
               "shape that broadcasts to ", logits.sizes(), ", got ", grad_output.sizes());
@@ -97,17 +97,17 @@ void warn_composite(const Tensor& logits) {
   TORCH_WARN_ONCE("fused_logistic: no kernel for device ", logits.device(), " in this build; computing with torch's ",
                   "operations, correct but slower");
 }
-Tensor bce_fallback(FL_PARAMETERS, DTypeArgument dtype) {
+Tensor bce_fallback(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
   warn_composite(logits);
-  return composite_loss({FL_ARGUMENTS}, dtype);
+  return composite_loss({FL_ARGUMENTS, gamma, alpha}, dtype);
 }
-std::tuple<Tensor, Tensor> bce_with_grad_fallback(FL_PARAMETERS, DTypeArgument dtype) {
+std::tuple<Tensor, Tensor> bce_with_grad_fallback(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
   warn_composite(logits);
-  return composite_with_grad({FL_ARGUMENTS}, dtype);
+  return composite_with_grad({FL_ARGUMENTS, gamma, alpha}, dtype);
 }
-Tensor bce_backward_fallback(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt) {
+Tensor bce_backward_fallback(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt, FL_FOCAL_PARAMETERS) {
   warn_composite(logits);
-  return composite_backward(grad_output, {FL_ARGUMENTS}, Wrt(wrt));
+  return composite_backward(grad_output, {FL_ARGUMENTS, gamma, alpha}, Wrt(wrt));
 }
 void scale_fallback(Tensor& self, const Tensor& factor) { self.mul_(factor); }
 
@@ -115,15 +115,17 @@ void scale_fallback(Tensor& self, const Tensor& factor) { self.mul_(factor); }
 }  // namespace fused_logistic
 
 // reduction: 0 none, 1 mean, 2 sum (an int: DTensor caches sharding decisions by ints, not by strings).
+// gamma: the focal loss, with alpha or without; none: the plain loss.
 #define FL_SCHEMA                                                                                         \
   "Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? mask, int reduction, float " \
   "label_smoothing, int? ignore_index, "
+#define FL_FOCAL_SCHEMA ", float? gamma=None, float? alpha=None) -> "
 
 TORCH_LIBRARY(fused_logistic, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
-  m.def("bce(" FL_SCHEMA "ScalarType? dtype) -> Tensor", tags);
-  m.def("bce_with_grad(" FL_SCHEMA "ScalarType? dtype) -> (Tensor loss, Tensor grad_logits)", tags);
-  m.def("bce_backward(Tensor grad_output, " FL_SCHEMA "int wrt) -> Tensor", tags);
+  m.def("bce(" FL_SCHEMA "ScalarType? dtype" FL_FOCAL_SCHEMA "Tensor", tags);
+  m.def("bce_with_grad(" FL_SCHEMA "ScalarType? dtype" FL_FOCAL_SCHEMA "(Tensor loss, Tensor grad_logits)", tags);
+  m.def("bce_backward(Tensor grad_output, " FL_SCHEMA "int wrt" FL_FOCAL_SCHEMA "Tensor", tags);
   m.def("scale_(Tensor(a!) self, Tensor factor) -> ()", tags);
 }
 TORCH_LIBRARY_IMPL(fused_logistic, CPU, m) {

@@ -36,6 +36,8 @@ struct Problem {
   double label_smoothing = 0;
   bool has_ignore_index = false;
   double ignore_index = 0;
+  bool focal = false;  // the loss times q^gamma and alpha_t, which is alpha y + alpha_opposite (1 - y)
+  double gamma = 0, alpha = 1, alpha_opposite = 1;
 };
 
 // static: a file built for one instruction set must not lend its copy to the others.
@@ -47,10 +49,10 @@ static constexpr bool is_full(const Operand& operand, int64_t numel) {
   return operand.inner == 1 && operand.size == numel;
 }
 
-// No weight, pos_weight, mask, smoothing or ignored target: the formula with p = w = 1.
+// No weight, pos_weight, mask, smoothing, ignored target or focal factor: the formula with p = w = 1.
 static constexpr bool is_plain(const Problem& problem) {
   return problem.weight.data == nullptr && problem.pos_weight.data == nullptr && problem.mask.data == nullptr &&
-         problem.label_smoothing == 0 && !problem.has_ignore_index;
+         problem.label_smoothing == 0 && !problem.has_ignore_index && !problem.focal;
 }
 
 // The order of every sum, on every backend, whatever the number of threads or the grid: a chunk of kChunk elements is a

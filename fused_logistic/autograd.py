@@ -18,14 +18,15 @@ from . import linear_ops, ops
 
 
 class BinaryCrossEntropyWithLogits(torch.autograd.Function):
-    """``apply(logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index, dtype) -> loss``.
+    """``apply(logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index, dtype, gamma,
+    alpha) -> loss``.
 
     The arguments are those of ``torch.ops.fused_logistic.bce``; see :mod:`fused_logistic.ops`.
     """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        *tensors, reduction, label_smoothing, ignore_index, _ = args
+        tensors, (reduction, label_smoothing, ignore_index, _, *ctx.focal) = args[:5], args[5:]
         ctx.options = reduction, label_smoothing, ignore_index
         gradient = None
         # fp16 has too few exponents to hold a gradient that is still to be multiplied by a loss scale
@@ -42,7 +43,7 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
         _, _, weight, pos_weight, _ = tensors
 
         def derivative(wrt: int) -> Tensor:
-            return ops.bce_backward(grad_output, *tensors, *ctx.options, wrt)
+            return ops.bce_backward(grad_output, *tensors, *ctx.options, wrt, *ctx.focal)
 
         logits_grad = target_grad = weight_grad = pos_weight_grad = None
         if ctx.needs_input_grad[0]:
@@ -56,7 +57,7 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
             weight_grad = derivative(ops.WEIGHT).sum_to_size(weight.shape)
         if ctx.needs_input_grad[3]:
             pos_weight_grad = derivative(ops.POS_WEIGHT).sum_to_size(pos_weight.shape)
-        return logits_grad, target_grad, weight_grad, pos_weight_grad, None, None, None, None, None
+        return logits_grad, target_grad, weight_grad, pos_weight_grad, *[None] * 7
 
 
 class LinearBinaryCrossEntropy(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""The functional interface: drop-in replacements of ``torch.nn.functional``."""
+"""The functional interface: drop-in replacements of ``torch.nn.functional`` and ``torchvision.ops``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
 
 
-def _refuse(required: tuple[object, object], **optional: object) -> NoReturn:
-    for name, value in (*zip(("input", "target"), required, strict=True), *optional.items()):
+def _refuse(op: str, required: dict[str, object], **optional: object) -> NoReturn:
+    for name, value in (*required.items(), *optional.items()):
         if not isinstance(value, _OPTIONAL_TENSOR if name in optional else Tensor):
-            raise TypeError(
-                f"binary_cross_entropy_with_logits: expected {name} to be a torch.Tensor, got {type(value).__name__}"
-            )
+            raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {type(value).__name__}")
     raise AssertionError("all arguments are tensors")
 
 
@@ -84,7 +82,7 @@ def binary_cross_entropy_with_logits(
         RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast, or is on another device.
         NotImplementedError: a dtype that is not supported.
 
-    Formula: the chain rule of L(sigma(z)); ``csrc/logistic.h`` derives it.
+    Formula: the chain rule of L(sigma(z)); ``docs/derivation.md`` derives it, line by line of ``csrc/logistic.h``.
     """
     if has_torch_function_variadic(input, target, weight, pos_weight, mask):
         return handle_torch_function(
@@ -108,16 +106,90 @@ def binary_cross_entropy_with_logits(
         and isinstance(pos_weight, _OPTIONAL_TENSOR)
         and isinstance(mask, _OPTIONAL_TENSOR)
     ):
-        _refuse((input, target), weight=weight, pos_weight=pos_weight, mask=mask)
+        _refuse(
+            "binary_cross_entropy_with_logits",
+            {"input": input, "target": target},
+            weight=weight,
+            pos_weight=pos_weight,
+            mask=mask,
+        )
     reduction_enum = _REDUCTIONS.get(reduction) if size_average is None and reduce is None else None
     if reduction_enum is None:
         reduction_enum = _unusual_reduction(size_average, reduce, reduction)
     if type(input) not in _PLAIN and is_dtensor(input) and reduction_enum == ops.MEAN:
-        if mask is not None or ignore_index is not None:
-            raise NotImplementedError(
-                "binary_cross_entropy_with_logits: expected neither mask nor ignore_index for the mean of a DTensor: "
-                "take reduction='sum' and divide by the global number of elements that remain"
-            )
-        return sharded_mean(input, target, weight, pos_weight, label_smoothing or 0.0)
+        return sharded_mean(input, target, weight, pos_weight, mask, label_smoothing or 0.0, ignore_index)
     function = BinaryCrossEntropyWithLogits.apply if torch.compiler.is_compiling() else ops.bce
     return function(input, target, weight, pos_weight, mask, reduction_enum, label_smoothing or 0.0, ignore_index, None)
+
+
+def sigmoid_focal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2,
+    reduction: str = "none",
+    *,
+    ignore_index: int | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""Focal loss of ``sigmoid(inputs)``: binary cross entropy that gives less weight to what is classified well.
+
+    Equivalent to ``torchvision.ops.sigmoid_focal_loss``, one pass over memory for the loss and its gradient, and exact
+    in both tails. With the probability :math:`q = y\,\sigma(-z) + (1 - y)\,\sigma(z)` given to the other label
+    (:math:`1 - p_t` in the paper) and :math:`\alpha_t = \alpha y + (1 - \alpha)(1 - y)`:
+
+    .. math:: \ell = \alpha_t\, q^\gamma \bigl(y \log(1 + e^{-z}) + (1 - y) \log(1 + e^{z})\bigr)
+
+    Args:
+        inputs: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
+        targets: :math:`y` in [0, 1], of the same shape; any of those dtypes, bool or an integer dtype, read as it is.
+            Outside of [0, 1] there is no such probability, and the loss is NaN.
+        alpha: :math:`\alpha` in [0, 1]; -1: no :math:`\alpha_t`.
+        gamma: :math:`\gamma \ge 0`, not necessarily an integer; 0: the cross entropy times :math:`\alpha_t`.
+        reduction: ``"none"``, ``"mean"`` (over all elements) or ``"sum"``.
+        ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, and
+            ``"mean"`` divides by the number of those that remain.
+        mask: bool, of a shape that broadcasts to that of ``inputs``; where it is False, as for ``ignore_index``.
+
+    Returns:
+        A scalar, or a tensor of the shape of ``inputs`` for ``reduction="none"``. Its dtype is what torch promotes the
+        dtypes of both to, that of ``inputs`` if ``targets`` are integers or bool; under autocast at least float32. fp16
+        and bf16 are computed in fp32, sums in fp64 in a fixed order. Both arguments are differentiable, to any order.
+
+    Raises:
+        TypeError: an argument is not a tensor, or ``mask`` is not bool.
+        ValueError: ``targets`` has another shape than ``inputs``, ``reduction`` is none of the three, ``alpha`` is
+            neither in [0, 1] nor -1, or ``gamma`` is not between 0 and 1e30.
+        RuntimeError: ``mask`` does not broadcast, or an argument is on another device.
+        NotImplementedError: a dtype that is not supported.
+
+    Formula: Lin, Goyal, Girshick, He and Dollár, "Focal loss for dense object detection" (2017);
+    ``csrc/logistic.h`` derives its gradient.
+    """
+    if has_torch_function_variadic(inputs, targets, mask):
+        return handle_torch_function(
+            sigmoid_focal_loss,
+            (inputs, targets, mask),
+            inputs,
+            targets,
+            alpha=alpha,
+            gamma=gamma,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            mask=mask,
+        )
+    if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor) and isinstance(mask, _OPTIONAL_TENSOR)):
+        _refuse("sigmoid_focal_loss", {"inputs": inputs, "targets": targets}, mask=mask)
+    reduction_enum = _REDUCTIONS.get(reduction)
+    if reduction_enum is None:
+        raise ValueError(f"sigmoid_focal_loss: expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
+    if not (0 <= alpha <= 1 or alpha == -1):
+        raise ValueError(f"sigmoid_focal_loss: expected alpha between 0 and 1, or -1 for none, got {alpha}")
+    dtype = None
+    if inputs.dtype != targets.dtype and targets.is_floating_point():
+        dtype = torch.promote_types(inputs.dtype, targets.dtype)
+    focal = float(gamma), None if alpha == -1 else float(alpha)
+    if type(inputs) not in _PLAIN and is_dtensor(inputs) and reduction_enum == ops.MEAN:
+        return sharded_mean(inputs, targets, None, None, mask, 0.0, ignore_index, dtype, *focal)
+    function = BinaryCrossEntropyWithLogits.apply if torch.compiler.is_compiling() else ops.bce
+    return function(inputs, targets, None, None, mask, reduction_enum, 0.0, ignore_index, dtype, *focal)

@@ -1,7 +1,8 @@
 """Handles on ``torch.ops.fused_logistic`` and what the dispatcher needs to know of the ops beyond their kernels.
 
 The schemas, the CPU kernels and the differentiable composition stand in ``csrc/ops.cpp``. All ops share the parameters
-``(logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index)``:
+``(logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index)`` in front and ``(gamma=None,
+alpha=None)`` at the end; with ``gamma`` the loss is the focal loss, without it the plain one:
 
 ========================  ============================================================================================
 ``bce``                   the loss, reduced as asked
@@ -39,10 +40,11 @@ def _loss_dtype(logits: Tensor, target: Tensor, dtype: torch.dtype | None) -> to
     return dtype or (target.dtype if target.is_floating_point() else logits.dtype)
 
 
-def _check(logits: Tensor, target: Tensor) -> None:
+def _check(logits: Tensor, target: Tensor, gamma: float | None) -> None:
     def message() -> str:
+        op = "binary_cross_entropy_with_logits" if gamma is None else "sigmoid_focal_loss"
         return (
-            "binary_cross_entropy_with_logits: expected target of shape "
+            f"{op}: expected target of shape "
             f"{list(logits.shape)} on {logits.device}, got {list(target.shape)} on {target.device}"
         )
 
@@ -54,8 +56,10 @@ def _check(logits: Tensor, target: Tensor) -> None:
         torch._check_value(logits.shape[i] == target.shape[i], message)
 
 
-def _fake_bce(logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index, dtype):
-    _check(logits, target)
+def _fake_bce(
+    logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index, dtype, gamma=None, alpha=None
+):
+    _check(logits, target, gamma)
     dtype = _loss_dtype(logits, target, dtype)
     return torch.empty_like(logits, dtype=dtype) if reduction == NONE else logits.new_empty((), dtype=dtype)
 
@@ -64,7 +68,20 @@ def _fake_bce_with_grad(logits, target, *rest):
     return _fake_bce(logits, target, *rest), torch.empty_like(logits)
 
 
-def _fake_bce_backward(grad_output, logits, target, weight, pos_weight, mask, reduction, smoothing, ignore_index, wrt):
+def _fake_bce_backward(
+    grad_output,
+    logits,
+    target,
+    weight,
+    pos_weight,
+    mask,
+    reduction,
+    smoothing,
+    ignore_index,
+    wrt,
+    gamma=None,
+    alpha=None,
+):
     return torch.empty_like(logits, dtype=(logits, target, weight, pos_weight)[wrt].dtype)
 
 
@@ -119,21 +136,20 @@ def _count_kept(logits: Tensor, target: Tensor, mask: Tensor | None, ignore_inde
 
 
 def _vmap_bce(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:
-    *operands, reduction, smoothing, ignore_index, dtype = args
-    operands = _batched(info, in_dims, operands + [reduction, smoothing, ignore_index, dtype])[:5]
+    tensors, (reduction, smoothing, ignore_index, dtype, *focal) = _batched(info, in_dims[:5], args[:5]), args[5:]
     if reduction == NONE:
-        return bce(*operands, NONE, smoothing, ignore_index, dtype), 0
-    logits, target, _, _, mask = operands
+        return bce(*tensors, NONE, smoothing, ignore_index, dtype, *focal), 0
+    logits, target, _, _, mask = tensors
     dtype = _loss_dtype(logits, target, dtype)
     # a sum of half-precision losses is rounded once, at its end
-    loss = bce(*operands, NONE, smoothing, ignore_index, dtype if dtype == torch.double else torch.float)
+    summed = dtype if dtype == torch.double else torch.float
+    loss = bce(*tensors, NONE, smoothing, ignore_index, summed, *focal)
     return _reduce_samples(loss, _count_kept(logits, target, mask, ignore_index), reduction).to(dtype), 0
 
 
 def _vmap_bce_backward(info: Any, in_dims: Sequence[int | None], grad_output: Tensor, *args: Any) -> tuple[Tensor, int]:
-    *operands, reduction, smoothing, ignore_index, wrt = args
-    operands = _batched(info, in_dims[1:], args)[:5]
-    logits, target, _, _, mask = operands
+    tensors, (reduction, smoothing, ignore_index, wrt, *focal) = _batched(info, in_dims[1:6], args[:5]), args[5:]
+    logits, target, _, _, mask = tensors
     if in_dims[0] is not None:
         grad_output = grad_output.movedim(in_dims[0], 0)
         grad_output = grad_output.reshape(
@@ -143,14 +159,13 @@ def _vmap_bce_backward(info: Any, in_dims: Sequence[int | None], grad_output: Te
         kept = _count_kept(logits, target, mask, ignore_index)
         per_sample = logits[0].numel() if kept is None else kept.reshape(-1, *(1,) * (logits.dim() - 1))
         grad_output = grad_output / per_sample
-    return bce_backward(grad_output, *operands, NONE, smoothing, ignore_index, wrt), 0
+    return bce_backward(grad_output, *tensors, NONE, smoothing, ignore_index, wrt, *focal), 0
 
 
 def _vmap_bce_with_grad(info: Any, in_dims: Sequence[int | None], *args: Any):
-    *shared, dtype = args
     loss, _ = _vmap_bce(info, in_dims, *args)
     one = torch.ones((), dtype=args[0].dtype, device=args[0].device)
-    grad, _ = _vmap_bce_backward(info, (None, *in_dims), one, *shared, LOGITS)
+    grad, _ = _vmap_bce_backward(info, (None, *in_dims), one, *args[:8], LOGITS, *args[9:])
     return (loss, grad), (0, 0)
 
 

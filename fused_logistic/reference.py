@@ -13,7 +13,7 @@ With logit z, target y, sample weight w and positive weight p, and softplus(z) =
 
 follows from ``-(p y log sigma + (1 - y) log(1 - sigma))`` with ``log sigma(z) = -softplus(-z)`` and
 ``1 - sigma(z) = sigma(-z)``. Everything else is a derivative of that line by ``softplus'(z) = sigma(z)`` and
-``sigma'(z) = sigma(z) sigma(-z)``.
+``sigma'(z) = sigma(z) sigma(-z)``; ``docs/derivation.md`` has each step.
 
 A term whose coefficient is 0 contributes 0 even where its other factor is infinite (``z = inf, y = 1`` has loss 0).
 NaN in gives NaN out.

@@ -30,15 +30,42 @@ def is_dtensor(tensor: Tensor) -> bool:
 
 
 def mean(
-    input: Tensor, target: Tensor, weight: Tensor | None, pos_weight: Tensor | None, label_smoothing: float
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    mask: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int | None,
+    dtype: torch.dtype | None = None,
+    *focal: float | None,
 ) -> Tensor:
-    """The mean loss of sharded logits: a partial sum on each device, over the number of elements of all of them."""
-    dtype = target.dtype if target.is_floating_point() else input.dtype
-    if dtype != torch.double and torch.is_autocast_enabled(input.device.type):
-        dtype = torch.float
+    """The mean loss of sharded logits: a partial sum on each device, over the number of elements of all of them.
+
+    Of elements that are masked out or ignored only their number goes from device to device.
+    """
+    if dtype is None:
+        dtype = target.dtype if target.is_floating_point() else input.dtype
+        if dtype != torch.double and torch.is_autocast_enabled(input.device.type):
+            dtype = torch.float
     summed = torch.double if dtype == torch.double else torch.float  # a sum in half precision would overflow
-    total = ops.bce(input, target, weight, pos_weight, None, ops.SUM, label_smoothing, None, summed)
-    return (total / input.numel()).to(dtype)
+    total = ops.bce(input, target, weight, pos_weight, mask, ops.SUM, label_smoothing, ignore_index, summed, *focal)
+    if mask is None and ignore_index is None:
+        return (total / input.numel()).to(dtype)
+    count = _count(input, target, mask, ignore_index)
+    # nothing left: NaN, but gradients of 0, as from the ops' own mean
+    return (total / count.clamp(min=1) + 0.0 / count).to(dtype)
+
+
+def _count(input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor:
+    """The number of elements, on all devices, that are neither masked out nor ignored."""
+    from torch.distributed.tensor import Replicate
+
+    kept = torch.ones_like(input, dtype=torch.bool) if mask is None else mask.expand(input.shape)
+    if ignore_index is not None:
+        kept = kept & (target != ignore_index)
+    count: Any = kept.sum()
+    return count.redistribute(placements=[Replicate()] * count.device_mesh.ndim)
 
 
 def _operand(spec: Any, ndim: int, dim: int) -> Any:
@@ -79,12 +106,12 @@ def register() -> None:
         operands, reduction = args[:5], args[5]
         output = elementwise if reduction == ops.NONE else reduced
         cases = _placements(operands, reduction != ops.MEAN)
-        return [([output(dim)], [*placed, None, None, None, None]) for dim, placed in cases]
+        return [([output(dim)], [*placed, *[None] * (len(args) - 5)]) for dim, placed in cases]
 
     @register_sharding(ops.bce_with_grad)
     def bce_with_grad(*args: Any) -> list[Any]:
         cases = _placements(args[:5], args[5] != ops.MEAN)
-        return [([reduced(dim), elementwise(dim)], [*placed, None, None, None, None]) for dim, placed in cases]
+        return [([reduced(dim), elementwise(dim)], [*placed, *[None] * (len(args) - 5)]) for dim, placed in cases]
 
     @register_sharding(ops.bce_backward)
     def bce_backward(grad_output: Any, *args: Any) -> list[Any]:
@@ -93,7 +120,7 @@ def register() -> None:
         result = []
         for dim, placed in _placements(operands, reduction != ops.MEAN):
             grad = Replicate() if dim is None else _operand(grad_output, ndim, dim)
-            result.append(([elementwise(dim)], [grad, *placed, None, None, None, None]))
+            result.append(([elementwise(dim)], [grad, *placed, *[None] * (len(args) - 5)]))
         return result
 
     @register_sharding(ops.scale_)

@@ -53,6 +53,10 @@ class Problem(ctypes.Structure):
         ("label_smoothing", ctypes.c_double),
         ("has_ignore_index", ctypes.c_bool),
         ("ignore_index", ctypes.c_double),
+        ("focal", ctypes.c_bool),
+        ("gamma", ctypes.c_double),
+        ("alpha", ctypes.c_double),
+        ("alpha_opposite", ctypes.c_double),
     ]
 
 
@@ -108,6 +112,8 @@ def run(
     mean=False,
     label_smoothing=0.0,
     ignore_index=None,
+    gamma=None,
+    alpha=None,
     out_dtype=None,
     result_dtype=torch.float64,
     offsets=(0, 0, 0),  # of logits, target and output from an aligned address, in elements
@@ -131,6 +137,10 @@ def run(
         label_smoothing=label_smoothing,
         has_ignore_index=ignore_index is not None,
         ignore_index=float(ignore_index or 0),
+        focal=gamma is not None,
+        gamma=gamma or 0,
+        alpha=1 if alpha is None else alpha,
+        alpha_opposite=1 if alpha is None else 1 - alpha,
     )
     if mean and count is None and (mask is not None or ignore_index is not None):
         count = run(module, Output.Count, logits, target, mask=mask, ignore_index=ignore_index).sum
@@ -176,25 +186,27 @@ def kernel_name(output: Output, problem: Problem, plain: bool) -> str:
     enum = f"(fused_logistic::Output){int(output)}"
     if plain:
         return f"plain_kernel<{enum}, {CPP[problem.logits.dtype]}, {CPP[problem.target.dtype]}>"
-    return f"general_kernel<{enum}, {'double' if problem.compute_double else 'float'}>"
+    return (
+        f"{'focal' if problem.focal else 'general'}_kernel<{enum}, {'double' if problem.compute_double else 'float'}>"
+    )
 
 
 def on_cpu(output, logits, target, weight=None, pos_weight=None, mask=None, grad_output=None, mean=False,
-           label_smoothing=0.0, ignore_index=None, **_) -> Result:  # fmt: skip
+           label_smoothing=0.0, ignore_index=None, gamma=None, alpha=None, **_) -> Result:  # fmt: skip
     """The same from the CPU kernels, sums in fp64."""
     ops, result = torch.ops.fused_logistic, Result()
     shared = (logits, target, weight, pos_weight, mask)
-    options = (label_smoothing, ignore_index)
+    options, focal = (label_smoothing, ignore_index), (gamma, alpha)
     reduction = 1 if mean else 2
     if output == Output.LossSum:
-        result.sum = ops.bce(*shared, reduction, *options, torch.float64)
+        result.sum = ops.bce(*shared, reduction, *options, torch.float64, *focal)
     elif output == Output.LossSumAndGrad:
-        result.sum, result.out = ops.bce_with_grad(*shared, reduction, *options, torch.float64)
+        result.sum, result.out = ops.bce_with_grad(*shared, reduction, *options, torch.float64, *focal)
     elif output == Output.Loss:
-        result.out = ops.bce(*shared, 0, *options, logits.dtype)
+        result.out = ops.bce(*shared, 0, *options, logits.dtype, *focal)
     else:
         wrt = output - Output.GradLogits
-        result.out = ops.bce_backward(grad_output, *shared, reduction if mean else 0, *options, wrt)
+        result.out = ops.bce_backward(grad_output, *shared, reduction if mean else 0, *options, wrt, *focal)
     return result
 
 

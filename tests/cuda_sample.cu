@@ -10,6 +10,7 @@ template __global__ void plain_kernel<Output::kLossSumAndGrad, BFloat16, BFloat1
 template __global__ void plain_kernel<Output::kGradLogits, BFloat16, float>(const Launch);
 template __global__ void general_kernel<Output::kLossSumAndGrad, float>(const Launch);
 template __global__ void general_kernel<Output::kGradTarget, double>(const Launch);
+template __global__ void focal_kernel<Output::kLossSumAndGrad, float>(const Launch);
 template __global__ void scale_kernel<BFloat16>(BFloat16*, int64_t, const void*, DType);
 
 }  // namespace fused_logistic

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -68,6 +69,51 @@ def dtensor(mesh, reduction, weights, logits_placement, target_placement):
     grads = torch.autograd.grad((loss * loss).sum(), leaves)
     sharded = "shard" in logits_placement + target_placement
     assert loss.placements[0].is_replicate() != sharded, loss.placements  # nothing was gathered
+    return [whole(t.detach()) for t in (loss, *grads)]
+
+
+OPTIONS = ("mask", "mask of one row", "ignored", "both", "nothing left")
+
+
+def selection(options):
+    """(target, mask, ignore_index): of each process's share another number of elements is left."""
+    _, y, _, _ = operands("plain")
+    if options in ("ignored", "both"):
+        y[0], y[2, 1], y[4, 2] = -1, -1, -1
+    mask = None
+    if options in ("mask", "both"):
+        mask = torch.tensor([[1, 0, 1], [1, 1, 1], [0, 0, 0], [1, 1, 0], [0, 1, 1]]).bool()
+    elif options != "ignored":
+        mask = torch.tensor([True, False, True]) & (options != "nothing left")
+    return y, mask, -1 if options in ("ignored", "both") else None
+
+
+def left_out(mesh, loss, options, placement, target_placement):
+    """The mean over what remains of sharded logits: of the plain or the focal loss."""
+    z, (y, mask, ignore_index) = operands("plain")[0], selection(options)
+    z = distribute_tensor(z, mesh, [PLACEMENTS[placement]]).requires_grad_()
+    y = distribute_tensor(y, mesh, [PLACEMENTS[target_placement]])
+    if mask is not None:
+        mask = distribute_tensor(mask, mesh, [PLACEMENTS[placement] if mask.dim() == 2 else Replicate()])
+    with CommDebugMode() as communication:
+        result = LOSSES[loss](z, y, reduction="mean", mask=mask, ignore_index=ignore_index)
+        (grad,) = torch.autograd.grad(result * 3, z)
+    assert not result.placements[0].is_shard()
+    if placement == target_placement:  # all fits: nothing but the count, a number, goes from one to the other
+        assert set(communication.get_comm_counts()) <= {torch.ops.c10d_functional.all_reduce}
+        assert grad.placements == z.placements
+    return [whole(result.detach()), whole(grad)]
+
+
+LOSSES = {"bce": fl.binary_cross_entropy_with_logits, "focal": fl.sigmoid_focal_loss}
+
+
+def focal(mesh, reduction, logits_placement, target_placement):
+    z, y, _, _ = operands("plain")
+    z = distribute_tensor(z, mesh, [PLACEMENTS[logits_placement]]).requires_grad_()
+    y = distribute_tensor(y, mesh, [PLACEMENTS[target_placement]]).requires_grad_()
+    loss = fl.sigmoid_focal_loss(z, y, gamma=1.5, reduction=reduction)
+    grads = torch.autograd.grad((loss * loss).sum(), (z, y))
     return [whole(t.detach()) for t in (loss, *grads)]
 
 
@@ -190,6 +236,10 @@ def cases():
         yield ("dtensor", *case), lambda mesh, rank, case=case: dtensor(mesh, *case)
     for case in itertools.product((ops.MEAN, ops.SUM), PLACEMENTS):
         yield ("raw", *case), lambda mesh, rank, case=case: raw_ops(mesh, *case)
+    for case in itertools.product(LOSSES, OPTIONS, PLACEMENTS, PLACEMENTS):
+        yield ("left out", *case), lambda mesh, rank, case=case: left_out(mesh, *case)
+    for case in itertools.product(("none", "mean", "sum"), PLACEMENTS, PLACEMENTS):
+        yield ("focal", *case), lambda mesh, rank, case=case: focal(mesh, *case)
     for case in (ddp, fsdp2, tensor_parallel, layer_ddp, layer_fsdp2, layer_dtensor):
         yield (case.__name__,), case
 

@@ -20,6 +20,7 @@ KERNELS = """#include "cuda/kernels.cuh"
 namespace fused_logistic {
 template __global__ void plain_kernel<Output::kLossSumAndGrad, float, float>(const Launch);
 template __global__ void general_kernel<Output::kLossSumAndGrad, float>(const Launch);
+template __global__ void focal_kernel<Output::kLossSumAndGrad, float>(const Launch);
 }
 """
 FAULTS = {
@@ -55,8 +56,19 @@ FAULTS = {
     "gradient not scaled": ("scale * factor[k] : scale;", "scale * factor[k] : C(1);"),
     "mask not looked at": ("x.y != settings.ignore_index && x.mask != C(0)", "x.y != settings.ignore_index"),
     "ignored target counted": ("x.y != settings.ignore_index && x.mask != C(0)", "x.mask != C(0)"),
-    "weights exchanged": ("term_weights(x.y, x.p, x.w)", "term_weights(x.y, x.w, x.p)"),
+    "weights exchanged": ("term_weights(x.y, x.p, kFocal ? x.w", "term_weights(x.y, x.w, kFocal ? x.p"),
     "smoothing left out": ("x.y = smooth(x.y, settings.smoothing);", ""),
+    "focal loss without alpha": ("kFocal ? x.w * focal_alpha(x.y, settings.focal) : x.w", "x.w"),
+    "focal loss without q^gamma": ("value = focal_loss(parts, weights, factors);", "value = loss(parts, weights);"),
+    "gradient of q^gamma left out": (
+        "focal_grad_logit(parts, weights, factors, x.y, settings.focal.gamma, x.factor)",
+        "add_term(factors.power, grad_logit(parts, weights, C(1)), C(0)) * x.factor",
+    ),
+    "focal factor of the unsmoothed target": (
+        "if constexpr (kFocal) factors = focal(parts, x.y,",
+        "if constexpr (kFocal) factors = focal(parts, smooth(x.y, C(-0.1)),",
+    ),
+    "targets outside of [0, 1] not noticed": ("if constexpr (kFocal) x.y = focal_target(x.y);", ""),
     "column does not wrap": ("place + 1 == operand.size ? 0 : place + 1", "place + 1"),
     "row repeats one time too many": ("++rest == operand.inner", "rest++ == operand.inner"),
 }
@@ -103,6 +115,9 @@ def check_everything(module):
         module, logits, target, weight=torch.rand(90, 1) + 1, pos_weight=3 * torch.rand(101) + 1, mask=mask, mean=True,
         label_smoothing=0.1, ignore_index=-100, count=(mask & (target != -100)).sum().double().reshape(1),
     )  # fmt: skip
+    soft = torch.where(target == -100, 2.0, torch.rand(shape))
+    check(module, logits, soft, label_smoothing=0.1, gamma=1.5, alpha=0.25)
+    check(module, logits, torch.rand(shape), weight=torch.rand(90, 1) + 1, mask=mask, gamma=2.0, alpha=0.25)
     check_large_indices(module)
 
 

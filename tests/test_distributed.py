@@ -10,8 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import fused_logistic as fl
-from fused_logistic import ops
+from fused_logistic import ops, reference
 from tests import distributed_worker as worker
 
 pytestmark = pytest.mark.slow  # two processes start, and import torch
@@ -37,7 +36,7 @@ def assert_all_same(a, b):
     a, b = torch.utils._pytree.tree_leaves(a), torch.utils._pytree.tree_leaves(b)
     assert len(a) == len(b) > 0
     for x, y in zip(a, b, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize("target_placement", worker.PLACEMENTS)
@@ -66,6 +65,32 @@ def test_raw_ops_of_uneven_shards(reduction, placement, results):
     (grad,) = torch.autograd.grad(loss, z)
     for result in result_of(results, "raw", reduction, placement):
         assert_all_same(result, [loss.detach(), loss.detach(), grad, grad])
+
+
+@pytest.mark.parametrize("target_placement", worker.PLACEMENTS)
+@pytest.mark.parametrize("placement", worker.PLACEMENTS)
+@pytest.mark.parametrize("options", worker.OPTIONS)
+@pytest.mark.parametrize("loss", worker.LOSSES)
+def test_mean_over_what_remains(loss, options, placement, target_placement, results):
+    """Divided by the number of elements that all processes together have left; uneven shards, none of them gathered."""
+    z, (y, mask, ignore_index) = worker.operands("plain")[0].requires_grad_(), worker.selection(options)
+    result = worker.LOSSES[loss](z, y, reduction="mean", mask=mask, ignore_index=ignore_index)
+    (grad,) = torch.autograd.grad(result * 3, z)
+    assert result.isnan().item() == (options == "nothing left")
+    for of_rank in result_of(results, "left out", loss, options, placement, target_placement):
+        assert_all_same(of_rank, [result.detach(), grad])
+
+
+@pytest.mark.parametrize("target_placement", worker.PLACEMENTS)
+@pytest.mark.parametrize("placement", worker.PLACEMENTS)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_focal_loss(reduction, placement, target_placement, results):
+    z, y, _, _ = worker.operands("plain")
+    loss = reference.sigmoid_focal_loss(z.requires_grad_(), y.requires_grad_(), gamma=1.5)
+    loss = loss if reduction == "none" else getattr(loss, reduction)()
+    expected = [loss.detach(), *torch.autograd.grad((loss * loss).sum(), (z, y))]
+    for result in result_of(results, "focal", reduction, placement, target_placement):
+        assert_all_same(result, expected)
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "tensor_parallel"])
@@ -109,19 +134,3 @@ def test_example_started_by_torchrun():
     assert run.returncode == 0, run.stderr
     assert "process 0 of 2: 600 samples" in run.stdout and "process 1 of 2: 600 samples" in run.stdout
     assert "the weights differ by at most" in run.stdout
-
-
-def test_mean_with_ignored_elements_is_refused():
-    """It would need a global count; never a mean over something else."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import distribute_tensor
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        logits, target = (distribute_tensor(torch.rand(4, 3), mesh) for _ in range(2))
-        with pytest.raises(NotImplementedError, match="neither mask nor ignore_index for the mean of a DTensor"):
-            fl.binary_cross_entropy_with_logits(logits, target, ignore_index=-1)
-    finally:
-        torch.distributed.destroy_process_group()

@@ -21,10 +21,10 @@ def elements(logits, target, **options):
     return ops.bce(*tensors, *rest, None), ops.bce_backward(one, *tensors, *rest, ops.LOGITS)
 
 
-def ulps(got: np.ndarray, exact: list) -> np.ndarray:
-    """|got - exact| in units of the spacing of got's type at the exact value."""
+def ulps(got: np.ndarray, exact: list, scale: list | None = None) -> np.ndarray:
+    """|got - exact| in units of the spacing of got's type at the exact value, or at another scale."""
     with np.errstate(over="ignore", under="ignore"):
-        spacing = np.spacing(np.abs(np.array([float(v) for v in exact])).astype(got.dtype)).astype(np.float64)
+        spacing = np.spacing(np.abs(np.array([float(v) for v in scale or exact])).astype(got.dtype)).astype(np.float64)
     smallest = float(np.finfo(got.dtype).smallest_subnormal)
     with mpmath.workdps(50):
         pairs = zip(got, exact, spacing, strict=True)

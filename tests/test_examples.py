@@ -107,3 +107,13 @@ def test_extreme_learns_the_labels():
     assert name == "model"
     assert all(float(ours) > 1.5 * float(theirs) for ours, theirs in zip(model, frequent, strict=True))
     assert re.search(r"^peak memory: \d+ MiB", printed, re.MULTILINE)
+
+
+def test_unmodified_model_has_the_same_losses_when_patched():
+    printed = run_example("unmodified_model.py", "--steps", "3")
+    curves = re.findall(r"^ *\d+ +(\d\.\d{7}) +(\d\.\d{7})$", printed, re.MULTILINE)
+    assert len(curves) == 3
+    plain, patched = ([float(value) for value in column] for column in zip(*curves, strict=True))
+    assert plain[2] < plain[0]
+    assert patched == pytest.approx(plain, rel=1e-5)
+    assert re.search(r"^a whole training step with 2,048,000 logits: [\d.]+ ms, patched [\d.]+ ms$", printed, re.M)

@@ -6,6 +6,9 @@
 namespace fused_logistic {
 namespace {
 
+// The formulas that are worth a kernel of their own: p = w = 1 and all elements kept; every option; the focal loss.
+enum class Form { kPlain, kGeneral, kFocal };
+
 // Pointers to one row (at most kLanes elements): Z the type of the logits and of the output in memory, Y of the target,
 // C of the arithmetic. In the plain case (no weight, pos_weight, mask, smoothing, ignored target) the fields from
 // pos_weight on are not read.
@@ -21,6 +24,7 @@ struct Row {
   C smoothing;
   C ignore_index;  // NaN where no target is ignored
   bool more;       // whether another row follows
+  FocalConstants<C> focal;
 };
 
 template <Output kOutput, class V>
@@ -30,39 +34,63 @@ FL_FN V derivative(const Logit<V>& logit, const TermWeights<V>& weights, V y, V 
   if constexpr (kOutput == Output::kGradPosWeight) return grad_pos_weight(logit, y, w) * factor;
   return grad_logit(logit, weights, factor);
 }
+template <Output kOutput, class V, class C>
+FL_FN V focal_derivative(const Logit<V>& logit, const TermWeights<V>& weights, const Focal<V>& focal, V y, V p, V w,
+                         V factor, V unsmoothed, const FocalConstants<C>& constants) {
+  if constexpr (kOutput == Output::kGradTarget)
+    return focal_grad_target(logit, focal, y, p, w, constants) * unsmoothed * factor;
+  if constexpr (kOutput == Output::kGradWeight) return focal_loss(logit, weights, focal) * factor;
+  if constexpr (kOutput == Output::kGradPosWeight)
+    return add_term(focal.power, grad_pos_weight(logit, y, w * focal_alpha(y, constants)), splat<V>(0)) * factor;
+  return focal_grad_logit(logit, weights, focal, y, splat<V>(constants.gamma), factor);
+}
 
 // One value of elements, i being the first.
-template <Output kOutput, bool kPlain, class C, class Z, class Y>
+template <Output kOutput, Form kForm, class C, class Z, class Y>
 FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
   using V = typename Simd<C>::Value;
   V y = load_as<V>(row.target + i), p = splat<V>(1), w = p;
   TermWeights<V> weights;
   auto kept = w == w;
-  if constexpr (kPlain) {
+  if constexpr (kForm == Form::kPlain) {
     weights = term_weights(y);
   } else {
     p = load_as<V>(row.pos_weight + i);
     if constexpr (kOutput != Output::kGradWeight) w = load_as<V>(row.weight + i);
     kept = (y != splat<V>(row.ignore_index)) & (load_as<V>(row.mask + i) != splat<V>(0));
     y = smooth(y, row.smoothing);
-    weights = term_weights(y, p, w);
+    if constexpr (kForm == Form::kFocal) y = focal_target(y);
+    weights = term_weights(y, p, kForm == Form::kFocal ? w * focal_alpha(y, row.focal) : w);
   }
   if constexpr (kOutput == Output::kCount) {
     store(row.summands + i, select(kept, splat<V>(1), splat<V>(0)));
     return;
   }
   const Logit<V> parts = logit(load_as<V>(row.logits + i));
+  Focal<V> factors;
+  if constexpr (kForm == Form::kFocal) factors = focal(parts, y, row.focal);
   if constexpr (has_sum(kOutput) || kOutput == Output::kLoss) {
-    V value = loss(parts, weights);
-    if constexpr (!kPlain) value = select(kept, value, splat<V>(0));
+    V value;
+    if constexpr (kForm == Form::kFocal) {
+      value = focal_loss(parts, weights, factors);
+    } else {
+      value = loss(parts, weights);
+    }
+    if constexpr (kForm != Form::kPlain) value = select(kept, value, splat<V>(0));
     if constexpr (kOutput == Output::kLoss) store(row.out + i, value);
     if constexpr (has_sum(kOutput)) store(row.summands + i, value);
   }
   if constexpr (has_elements(kOutput) && kOutput != Output::kLoss) {
     V factor = splat<V>(row.scale);
     if constexpr (kOutput != Output::kLossSumAndGrad) factor = factor * load_as<V>(row.grad_output + i);
-    V value = derivative<kOutput>(parts, weights, y, p, w, factor, splat<V>(1 - row.smoothing));
-    if constexpr (!kPlain) value = select(kept, value, splat<V>(0));
+    const V unsmoothed = splat<V>(1 - row.smoothing);
+    V value;
+    if constexpr (kForm == Form::kFocal) {
+      value = focal_derivative<kOutput>(parts, weights, factors, y, p, w, factor, unsmoothed, row.focal);
+    } else {
+      value = derivative<kOutput>(parts, weights, y, p, w, factor, unsmoothed);
+    }
+    if constexpr (kForm != Form::kPlain) value = select(kept, value, splat<V>(0));
     store(row.out + i, value);
   }
 }
@@ -80,13 +108,13 @@ FL_FN void prefetch_next_row(const Row<C, Z, Y>& row, int64_t i) {
   for (int64_t k = 0; k < w; k += line / int64_t(sizeof(Y))) __builtin_prefetch(row.target + kLanes + i + k);
 }
 
-template <Output kOutput, bool kPlain, class C, class Z, class Y>
+template <Output kOutput, Form kForm, class C, class Z, class Y>
 void run_row(const Row<C, Z, Y>& row, int64_t count) {
   constexpr int64_t w = width<typename Simd<C>::Value>;
   int64_t i = 0;
   for (; i + w <= count; i += w) {
     prefetch_next_row<kOutput>(row, i);
-    step<kOutput, kPlain>(row, i);
+    step<kOutput, kForm>(row, i);
   }
   if (i == count) return;
   // The rest, padded to a whole value: the same code, elsewhere. Padding lanes are computed and dropped.
@@ -107,7 +135,7 @@ void run_row(const Row<C, Z, Y>& row, int64_t count) {
   rest.target = target;
   rest.out = out;
   rest.summands = summands;
-  step<kOutput, kPlain>(rest, 0);
+  step<kOutput, kForm>(rest, 0);
   if constexpr (has_elements(kOutput)) memcpy(row.out + i, out, n * sizeof(Z));
   if constexpr (has_sum(kOutput)) {
     memcpy(row.summands + i, summands, n * sizeof(C));
@@ -150,11 +178,12 @@ FL_FN double fold(double* lanes, int64_t count) {
 template <class T>
 constexpr bool is_arithmetic = dtype_of<T> == DType::kFloat32 || dtype_of<T> == DType::kFloat64;
 
-template <Output kOutput, bool kPlain, class C, class Z, class Y>
+template <Output kOutput, Form kForm, class C, class Z, class Y>
 void run_chunks(const Problem& problem, int64_t first, int64_t last, double* partials) {
   // Where Z (or Y) is C, its operand may be of any type and broadcast; where it is a 16-bit type it is read in place.
   Source<C> target(problem.target, problem.numel, C(0)), logits(problem.logits, problem.numel, C(0));
   Source<C> grad_output(problem.grad_output, problem.numel, C(1));
+  constexpr bool kPlain = kForm == Form::kPlain;
   Source<C> pos_weight(kPlain ? Operand() : problem.pos_weight, kPlain ? 0 : problem.numel, C(1));
   Source<C> weight(kPlain ? Operand() : problem.weight, kPlain ? 0 : problem.numel, C(1));
   Source<C> mask(kPlain ? Operand() : problem.mask, kPlain ? 0 : problem.numel, C(1));
@@ -166,6 +195,8 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   row.scale = C(problem.scale);
   row.smoothing = C(problem.label_smoothing);
   row.ignore_index = problem.has_ignore_index ? C(problem.ignore_index) : C(__builtin_nan(""));
+  if constexpr (kForm == Form::kFocal)
+    row.focal = focal_constants<C>(problem.gamma, problem.alpha, problem.alpha_opposite);
 
   for (int64_t chunk = first; chunk < last; ++chunk) {
     const int64_t chunk_begin = chunk * kChunk;
@@ -192,7 +223,7 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
         row.mask = mask.row(begin, count);
       }
       row.more = begin + count < problem.numel;
-      run_row<kOutput, kPlain>(row, count);
+      run_row<kOutput, kForm>(row, count);
       if constexpr (has_sum(kOutput)) {
         if (begin == chunk_begin) {
           for (int64_t i = 0; i < count; ++i) lanes[i] = double(summands[i]) + 0.0;  // + 0.0: never -0.0
@@ -210,36 +241,39 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
 
 // Picks the storage types that are worth a kernel of their own: fp32, fp64, and the 16-bit types in place. All other
 // combinations are converted row by row.
-template <Output kOutput, bool kPlain>
+template <Output kOutput, Form kForm>
 void run_types(const Problem& problem, int64_t first, int64_t last, double* partials) {
   const auto in_place = [&](DType dtype) {
     return !problem.compute_double && problem.logits.dtype == dtype && is_full(problem.logits, problem.numel) &&
            (!has_elements(kOutput) || problem.out_dtype == dtype);
   };
-  if (problem.compute_double)
-    return run_chunks<kOutput, kPlain, double, double, double>(problem, first, last, partials);
-  if constexpr (kPlain) {
+  if (problem.compute_double) return run_chunks<kOutput, kForm, double, double, double>(problem, first, last, partials);
+  if constexpr (kForm == Form::kPlain) {
     const DType target = is_full(problem.target, problem.numel) ? problem.target.dtype : DType::kFloat32;
     if (in_place(DType::kFloat16)) {
-      return target == DType::kFloat16 ? run_chunks<kOutput, true, float, Half, Half>(problem, first, last, partials)
-                                       : run_chunks<kOutput, true, float, Half, float>(problem, first, last, partials);
+      return target == DType::kFloat16
+                 ? run_chunks<kOutput, Form::kPlain, float, Half, Half>(problem, first, last, partials)
+                 : run_chunks<kOutput, Form::kPlain, float, Half, float>(problem, first, last, partials);
     }
     if (in_place(DType::kBFloat16)) {
       return target == DType::kBFloat16
-                 ? run_chunks<kOutput, true, float, BFloat16, BFloat16>(problem, first, last, partials)
-                 : run_chunks<kOutput, true, float, BFloat16, float>(problem, first, last, partials);
+                 ? run_chunks<kOutput, Form::kPlain, float, BFloat16, BFloat16>(problem, first, last, partials)
+                 : run_chunks<kOutput, Form::kPlain, float, BFloat16, float>(problem, first, last, partials);
     }
   }
-  run_chunks<kOutput, kPlain, float, float, float>(problem, first, last, partials);
+  run_chunks<kOutput, kForm, float, float, float>(problem, first, last, partials);
 }
 
 template <Output kOutput>
 void run_output(const Problem& problem, int64_t first, int64_t last, double* partials) {
   // The rarer outputs have the general kernel only.
   if constexpr (kOutput <= Output::kLoss || kOutput == Output::kGradLogits) {
-    if (is_plain(problem)) return run_types<kOutput, true>(problem, first, last, partials);
+    if (is_plain(problem)) return run_types<kOutput, Form::kPlain>(problem, first, last, partials);
   }
-  run_types<kOutput, false>(problem, first, last, partials);
+  if constexpr (kOutput != Output::kCount) {
+    if (problem.focal) return run_types<kOutput, Form::kFocal>(problem, first, last, partials);
+  }
+  run_types<kOutput, Form::kGeneral>(problem, first, last, partials);
 }
 
 void run(const Problem& problem, int64_t first, int64_t last, Output output, double* partials) {

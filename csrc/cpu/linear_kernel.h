@@ -102,14 +102,17 @@ template <class C>
 void run_losses(const Row<C, C, C>& row, int64_t count, Output output, bool plain) {
   switch (output) {
     case Output::kLossSum:
-      return plain ? run_row<Output::kLossSum, true>(row, count) : run_row<Output::kLossSum, false>(row, count);
+      return plain ? run_row<Output::kLossSum, Form::kPlain>(row, count)
+                   : run_row<Output::kLossSum, Form::kGeneral>(row, count);
     case Output::kLossSumAndGrad:
-      return plain ? run_row<Output::kLossSumAndGrad, true>(row, count)
-                   : run_row<Output::kLossSumAndGrad, false>(row, count);
+      return plain ? run_row<Output::kLossSumAndGrad, Form::kPlain>(row, count)
+                   : run_row<Output::kLossSumAndGrad, Form::kGeneral>(row, count);
     case Output::kLoss:
-      return plain ? run_row<Output::kLoss, true>(row, count) : run_row<Output::kLoss, false>(row, count);
+      return plain ? run_row<Output::kLoss, Form::kPlain>(row, count)
+                   : run_row<Output::kLoss, Form::kGeneral>(row, count);
     default:
-      return plain ? run_row<Output::kGradLogits, true>(row, count) : run_row<Output::kGradLogits, false>(row, count);
+      return plain ? run_row<Output::kGradLogits, Form::kPlain>(row, count)
+                   : run_row<Output::kGradLogits, Form::kGeneral>(row, count);
   }
 }
 

@@ -96,6 +96,13 @@ struct VectorValue {
     return condition ? x : y;
   }
   FL_FN V at_least(V x, V low) { return at_least_vector(x, low); }
+  template <class Mask>
+  FL_FN bool any(Mask mask) {  // whether a lane is true; a true lane is all ones
+    uint64_t parts[sizeof(Mask) / 8], all = 0;
+    memcpy(parts, &mask, sizeof(mask));
+    for (uint64_t part : parts) all |= part;
+    return all != 0;
+  }
   FL_FN V add_term(V x, V y, V z) { return add_term_vector(x, y, z); }
   FL_FN V splat(S x) { return x - V{}; }  // exact for every x, -0.0 included; compiles to a broadcast
   FL_FN B to_bits(V x) { return bit_cast<B>(x); }
@@ -135,6 +142,10 @@ template <class V>
 FL_FN Pair<V> operator<<(Pair<V> x, int places) {
   return {x.first << places, x.second << places};
 }
+template <class V>
+FL_FN Pair<V> operator>>(Pair<V> x, int places) {
+  return {x.first >> places, x.second >> places};
+}
 
 template <class V>
 struct Value<Pair<V>> {
@@ -153,6 +164,10 @@ struct Value<Pair<V>> {
   }
   FL_FN Pair<V> add_term(Pair<V> x, Pair<V> y, Pair<V> z) {
     return {Value<V>::add_term(x.first, y.first, z.first), Value<V>::add_term(x.second, y.second, z.second)};
+  }
+  template <class Mask>
+  FL_FN bool any(Pair<Mask> mask) {
+    return Value<V>::any(mask.first | mask.second);
   }
   FL_FN Pair<V> splat(Scalar x) { return {Value<V>::splat(x), Value<V>::splat(x)}; }
   FL_FN Bits to_bits(Pair<V> x) { return {Value<V>::to_bits(x.first), Value<V>::to_bits(x.second)}; }

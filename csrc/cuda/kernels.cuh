@@ -3,18 +3,9 @@
 // lanes t N .. t N + N - 1, N being the elements that 16 bytes hold, and adds up its part of each row in registers.
 #pragma once
 #include "access.cuh"
+#include "kernels.h"
 
 namespace fused_logistic {
-
-// What every kernel but scale_kernel takes.
-struct Launch {
-  Problem problem;
-  const double* count;  // on the device: the number of elements that a mean is taken over; null: divisor
-  double divisor;       // result = sum / divisor
-  double* partials;     // the sum of each chunk; not used if there is only one chunk
-  void* result;
-  DType result_dtype;
-};
 
 // ---- Sums --------------------------------------------------------------------------------------------------------
 
@@ -86,10 +77,26 @@ template <class C>
 struct Settings {
   bool plain;  // p = w = 1, nothing masked, ignored or smoothed
   C smoothing, ignore_index;
+  FocalConstants<C> focal;
 };
 
-// The elementwise result and what is added to the sum.
 template <Output kOutput, class C>
+FL_DEVICE C focal_derivative(const Element<C>& x, const Settings<C>& settings, const Logit<C>& parts,
+                             const TermWeights<C>& weights, const Focal<C>& factors) {
+  if constexpr (kOutput == Output::kGradTarget) {
+    return focal_grad_target(parts, factors, x.y, x.p, x.w, settings.focal) * (C(1) - settings.smoothing) * x.factor;
+  } else if constexpr (kOutput == Output::kGradWeight) {
+    return focal_loss(parts, weights, factors) * x.factor;
+  } else if constexpr (kOutput == Output::kGradPosWeight) {
+    const C value = grad_pos_weight(parts, x.y, x.w * focal_alpha(x.y, settings.focal));
+    return add_term(factors.power, value, C(0)) * x.factor;
+  } else {
+    return focal_grad_logit(parts, weights, factors, x.y, settings.focal.gamma, x.factor);
+  }
+}
+
+// The elementwise result and what is added to the sum.
+template <Output kOutput, bool kFocal, class C>
 FL_DEVICE void compute(Element<C> x, const Settings<C>& settings, C& out, C& term) {
   bool kept = true;
   TermWeights<C> weights;
@@ -99,20 +106,30 @@ FL_DEVICE void compute(Element<C> x, const Settings<C>& settings, C& out, C& ter
     if (kOutput == Output::kGradWeight) x.w = C(1);
     kept = x.y != settings.ignore_index && x.mask != C(0);
     x.y = smooth(x.y, settings.smoothing);
-    weights = term_weights(x.y, x.p, x.w);
+    if constexpr (kFocal) x.y = focal_target(x.y);
+    weights = term_weights(x.y, x.p, kFocal ? x.w * focal_alpha(x.y, settings.focal) : x.w);
   }
   if constexpr (kOutput == Output::kCount) {
     term = kept ? C(1) : C(0);
     return;
   }
   const Logit<C> parts = logit(x.z);
+  Focal<C> factors;
+  if constexpr (kFocal) factors = focal(parts, x.y, settings.focal);
   if constexpr (has_sum(kOutput) || kOutput == Output::kLoss) {
-    const C value = loss(parts, weights);
+    C value;
+    if constexpr (kFocal) {
+      value = focal_loss(parts, weights, factors);
+    } else {
+      value = loss(parts, weights);
+    }
     term = out = kept ? value : C(0);
   }
   if constexpr (has_elements(kOutput) && kOutput != Output::kLoss) {
     C value;
-    if constexpr (kOutput == Output::kGradTarget) {
+    if constexpr (kFocal) {
+      value = focal_derivative<kOutput>(x, settings, parts, weights, factors);
+    } else if constexpr (kOutput == Output::kGradTarget) {
       value = grad_target(parts, x.p, x.w) * (C(1) - settings.smoothing) * x.factor;
     } else if constexpr (kOutput == Output::kGradWeight) {
       value = loss(parts, weights) * x.factor;
@@ -134,7 +151,7 @@ __global__ void __launch_bounds__(kLanes * sizeof(Z) / 16, 1) plain_kernel(const
   const Z* const logits = static_cast<const Z*>(problem.logits.data);
   const Y* const target = static_cast<const Y*>(problem.target.data);
   Z* const out = static_cast<Z*>(problem.out);
-  const Settings<C> settings = {true, C(0), C(0)};
+  const Settings<C> settings = {true, C(0), C(0), {}};
   const C scale = C(problem.scale);
   const Source<C> grad_output = Source<C>::make(problem.grad_output, C(1));
   const bool aligned =
@@ -150,7 +167,7 @@ __global__ void __launch_bounds__(kLanes * sizeof(Z) / 16, 1) plain_kernel(const
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         factor[k] = kOutput == Output::kGradLogits ? scale * factor[k] : scale;
-        compute<kOutput>(Element<C>{z[k], y[k], C(1), C(1), C(1), factor[k]}, settings, values[k], term[k]);
+        compute<kOutput, false>(Element<C>{z[k], y[k], C(1), C(1), C(1), factor[k]}, settings, values[k], term[k]);
         if constexpr (has_sum(kOutput)) lanes[k] += k < count ? double(term[k]) : 0.0;
       }
     };
@@ -183,8 +200,8 @@ __global__ void __launch_bounds__(kLanes * sizeof(Z) / 16, 1) plain_kernel(const
 }
 
 // Everything else: operands of any type, broadcast in any way, arithmetic in C.
-template <Output kOutput, class C>
-__global__ void __launch_bounds__(kLanes * sizeof(C) / 16, 1) general_kernel(const Launch launch) {
+template <Output kOutput, bool kFocal, class C>
+FL_DEVICE void run_general(const Launch& launch) {
   constexpr int N = 16 / sizeof(C);
   const Problem& problem = launch.problem;
   const int64_t numel = problem.numel;
@@ -195,7 +212,8 @@ __global__ void __launch_bounds__(kLanes * sizeof(C) / 16, 1) general_kernel(con
   const C scale = C(launch.count != nullptr ? 1 / *launch.count : problem.scale);
   const Settings<C> settings = {is_plain(problem) && kOutput <= Output::kGradLogits && kOutput != Output::kCount,
                                 C(problem.label_smoothing),
-                                problem.has_ignore_index ? C(problem.ignore_index) : C(__builtin_nan(""))};
+                                problem.has_ignore_index ? C(problem.ignore_index) : C(__builtin_nan("")),
+                                focal_constants<C>(problem.gamma, problem.alpha, problem.alpha_opposite)};
 
   for (int64_t chunk = blockIdx.x; chunk < chunks(numel); chunk += gridDim.x) {
     const int64_t end = chunk * kChunk + kChunk < numel ? chunk * kChunk + kChunk : numel;
@@ -215,7 +233,7 @@ __global__ void __launch_bounds__(kLanes * sizeof(C) / 16, 1) general_kernel(con
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         factor[k] = kOutput >= Output::kGradLogits ? scale * factor[k] : scale;
-        compute<kOutput>(Element<C>{z[k], y[k], p[k], w[k], kept[k], factor[k]}, settings, values[k], term[k]);
+        compute<kOutput, kFocal>(Element<C>{z[k], y[k], p[k], w[k], kept[k], factor[k]}, settings, values[k], term[k]);
         if constexpr (has_sum(kOutput)) lanes[k] += k < count ? double(term[k]) : 0.0;
       }
       if constexpr (has_elements(kOutput)) {
@@ -227,6 +245,15 @@ __global__ void __launch_bounds__(kLanes * sizeof(C) / 16, 1) general_kernel(con
       if (threadIdx.x == 0) write_sum(launch, chunk, sum);
     }
   }
+}
+
+template <Output kOutput, class C>
+__global__ void __launch_bounds__(kLanes * sizeof(C) / 16, 1) general_kernel(const Launch launch) {
+  run_general<kOutput, false, C>(launch);
+}
+template <Output kOutput, class C>
+__global__ void __launch_bounds__(kLanes * sizeof(C) / 16, 1) focal_kernel(const Launch launch) {
+  run_general<kOutput, true, C>(launch);
 }
 
 // data *= factor, one number on the device; nothing is touched where it is 1.

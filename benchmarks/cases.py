@@ -1,0 +1,80 @@
+"""What is measured: a case is one operation at one size, done by several providers on the same tensors.
+
+A file that has cases registers a function that lists them::
+
+    @register
+    def cases(plan: Plan) -> Iterator[Case]:
+        yield Case(kernel="...", mode="full", x_value=n, candidates=lambda: {"fused": step, "eager": their_step}, ...)
+
+and is imported in :func:`all_cases`. ``candidates`` is called when the case's turn comes, so that only its tensors are
+alive. The provider that is ours is called ``fused``; those in LIMITS are what no implementation can
+beat, not rivals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from .timing import Candidate
+
+OURS = "fused"
+LIMITS = ("triad", "read", "products")  # products: the matrix products of a layer alone
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asks for."""
+
+    full: bool
+    device: str
+
+    def rounds(self, expensive: bool) -> int:
+        """How often each candidate is timed; ``expensive``: a round takes seconds."""
+        return (9 if expensive else 31) if self.full else (3 if expensive else 9)
+
+
+@dataclass(frozen=True)
+class Case:
+    kernel: str
+    mode: str  # full: forward and backward; forward: with the graph recorded; backward; no-grad-forward
+    x_value: int
+    candidates: Callable[[], Mapping[str, Candidate | Callable[[], object]]]
+    rounds: int
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    x_name: str = "numel"
+    x_label: str = "number of elements"
+    # What has to cross the memory bus at least, for GB/s: None where memory is not the limit.
+    bytes: int | None = None
+    # provider -> (its time / ours) has to be at least this (DESIGN's targets); the report says where it is not.
+    targets: Mapping[str, float] = field(default_factory=dict)
+    # the providers whose peak memory is measured too
+    memory: tuple[str, ...] = ()
+    # the most extra memory that ours may take, in bytes
+    memory_target: int | None = None
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def key(self) -> str:
+        """Names the case, for the process that measures its memory."""
+        return f"{self.kernel}/{self.mode}/{self.dtype_name}/{self.device}/{self.x_name}={self.x_value}"
+
+
+_sources: list[Callable[[Plan], Iterable[Case]]] = []
+
+
+def register(source: Callable[[Plan], Iterable[Case]]) -> Callable[[Plan], Iterable[Case]]:
+    _sources.append(source)
+    return source
+
+
+def all_cases(plan: Plan) -> list[Case]:
+    from . import providers  # noqa: F401 - imported to register its cases
+
+    return [case for source in _sources for case in source(plan)]
