@@ -22,6 +22,17 @@ BUILD_LOG := build/build.log
 # a compiler's error is at the end of its log
 TO_BUILD_LOG = > $(BUILD_LOG) 2>&1 || { tail -n 100 $(BUILD_LOG) >&2; exit 1; }
 CUDA_REQUIREMENTS := $(wildcard tests/requirements-cuda.txt)
+DIST := build/dist
+
+# ---- check-cuda: a second venv, whose torch has CUDA
+CUDA_VENV := .venv-cuda
+CUDA_COPY := build/check-cuda
+CUDA_PY := $(CURDIR)/$(CUDA_VENV)/bin/python
+CUDA_TOOLKIT = $$($(CUDA_PY) -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13
+# +PTX: whatever newer GPU is visible can run it too
+CUDA_RUN = env PATH="$(CURDIR)/$(CUDA_VENV)/bin:$$PATH" PYTHONPATH="$(CURDIR)/$(CUDA_COPY)" CUDA_HOME="$${CUDA_HOME:-$(CUDA_TOOLKIT)}" \
+  FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-8.0+PTX}" $(CUDA_PY)
+CUDA_SERVES := $(shell test "$$(cat $(CUDA_VENV)/.stamp 2>/dev/null)" = "$(CURDIR)" && echo yes)
 
 # The checks run with -I: a PYTHONPATH of the user's says nothing about .venv.
 SUPPORTED := import sys; sys.exit(sys.version_info < (3, 10))
@@ -41,10 +52,10 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow lint format typecheck bench build clean distclean FORCE
+.PHONY: help demo test slow check-cuda lint format bench dist build clean distclean FORCE
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMPS)/build  ## the chain rule in numbers, logistic regression on real data, and the speed of the loss
 	@$(RUN) examples/chain_rule.py
@@ -59,10 +70,26 @@ test: $(STAMPS)/build $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the test
 slow: $(STAMPS)/build  ## run the tests that take more than ten seconds each: every float, 2^31 elements
 	@$(RUN) -m pytest -m slow $(PYTEST_ARGS)
 
-lint: $(STAMPS)/dev  ## check the form of Python (ruff) and C++ (clang-format)
+# the interpreter's own tests, and those with planted faults: `make test` runs them, and they do not depend on torch
+NOT_OF_TORCH := --ignore-glob='tests/test_ptx_*' --ignore=tests/test_cuda_faults.py
+
+# The whole extension for CUDA, in a copy, so that neither .venv nor the library built here is touched. CUDA_HOME: another
+# toolkit than PyPI's; TORCH_CUDA_ARCH_LIST: more than one architecture (each takes about a minute).
+check-cuda: $(CUDA_VENV)/.stamp  ## build the CUDA kernels against a CUDA torch (5.5 GB), run the tests; no GPU is needed
+	@mkdir -p $(CUDA_COPY) && find $(CUDA_COPY) -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
+	@tar -cf - --exclude='./.[!c]*' --exclude=./build --exclude=./dist --exclude='*.so' --exclude='*.egg-info' \
+	  --exclude=__pycache__ . | tar -xf - -C $(CUDA_COPY)
+	@echo "== building the CPU and CUDA kernels in $(CUDA_COPY) (minutes; log: $(CUDA_COPY)/build/build.log)"
+	@cd $(CUDA_COPY) && mkdir -p build && $(CUDA_RUN) setup.py build_ext --inplace $(TO_BUILD_LOG)
+	@grep "fused_logistic: building" $(CUDA_COPY)/$(BUILD_LOG)
+	@cd $(CUDA_COPY) && $(CUDA_RUN) -m fused_logistic.info
+	@cd $(CUDA_COPY) && $(CUDA_RUN) -m pytest -m "not slow" $(NOT_OF_TORCH) $(PYTEST_ARGS)
+
+lint: $(STAMPS)/dev  ## check the form of Python (ruff) and C++ (clang-format), and the types of the package (mypy)
 	@failed=; \
 	$(RUN) -m ruff check . || failed=1; \
 	$(RUN) -m ruff format --check . || failed=1; \
+	$(RUN) -m mypy || failed=1; \
 	$(CXX_SOURCES) | xargs -0 -r $(VENV)/bin/clang-format --dry-run -Werror || failed=1; \
 	echo "clang-format: $$($(CXX_SOURCES) | tr -cd '\0' | wc -c) files of csrc looked at"; \
 	[ -z "$$failed" ]
@@ -72,11 +99,28 @@ format: $(STAMPS)/dev  ## bring Python and C++ into the form that `make lint` ch
 	@$(RUN) -m ruff format .
 	@$(CXX_SOURCES) | xargs -0 -r $(VENV)/bin/clang-format -i
 
-typecheck: $(STAMPS)/dev  ## check the types of the package (mypy)
-	@$(RUN) -m mypy
-
 bench: $(STAMPS)/build  ## time the loss against its rivals in under three minutes (BENCH_ARGS=--full: the figures of the README)
 	@$(RUN) -m benchmarks $(BENCH_ARGS)
+
+# The sdist holds what a build needs: the wheel is made from it, and it is installed as it is too. Each goes into a fresh
+# venv, which gets torch, pip and what a build needs by a .pth file that names .venv's packages (a second torch would be a large
+# download); what is installed into it comes first, and the smoke test checks that this is what it sees.
+dist: $(STAMPS)/dev  ## build the sdist and the wheel, install each into a fresh venv and try it there
+	@rm -rf dist $(DIST) && mkdir -p $(DIST)
+	@echo "== sdist, and a wheel from it (log: $(DIST)/build.log)"
+	@$(RUN) -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' > $(DIST)/build.log 2>&1 \
+	  && $(RUN) -m pip wheel -v --no-build-isolation --no-deps -w dist dist/*.tar.gz >> $(DIST)/build.log 2>&1 \
+	  || { tail -n 100 $(DIST)/build.log >&2; exit 1; }
+	@for built in dist/*.whl dist/*.tar.gz; do \
+	  venv=$(CURDIR)/$(DIST)/$${built##*.}; \
+	  echo "== $$built in a fresh venv"; \
+	  $(PY) -m venv --without-pip $$venv \
+	  && $(PY) -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > $$($$venv/bin/python -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch_of_dev.pth \
+	  && PATH="$$venv/bin:$(CURDIR)/$(VENV)/bin:$$PATH" $$venv/bin/python -m pip install -qq --disable-pip-version-check \
+	    --ignore-installed --no-deps --no-build-isolation $$built \
+	  && (cd $(DIST) && $$venv/bin/python -I $(CURDIR)/tests/smoke.py) || exit 1; \
+	done
 
 build: $(STAMPS)/build  ## compile the extension, where csrc/ or setup.py changed since the last time
 
@@ -86,7 +130,7 @@ clean:  ## remove what was built and cached; .venv stays
 	find fused_logistic tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## remove .venv too
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(CUDA_VENV)
 
 CXX_SOURCES := find csrc -type f '(' -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' ')' -print0
 
@@ -107,6 +151,16 @@ $(STAMPS)/cuda: $(CUDA_REQUIREMENTS) $(STAMPS)/dev
 	@echo "== installing $(CUDA_REQUIREMENTS) into $(VENV) (compiles the CUDA kernels for the tests; no GPU is needed)"
 	@$(PIP) -r $(CUDA_REQUIREMENTS)
 	@touch $@
+
+$(CUDA_VENV)/.stamp: requirements-dev.txt tests/requirements-torch-cuda.txt $(if $(CUDA_SERVES),,FORCE)
+	@$(PYTHON) -I -c '$(SUPPORTED)' || { echo "error: Python 3.10 or newer is needed: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "== making $(CUDA_VENV) with torch for CUDA (5.5 GB: minutes, the first time)"
+	@$(PYTHON) -m venv --clear $(CUDA_VENV)
+	@grep -v '^torch==' requirements-dev.txt > $(CUDA_VENV)/requirements.txt
+	@$(CUDA_PY) -m pip install -qq --disable-pip-version-check -r tests/requirements-torch-cuda.txt \
+	  -r $(CUDA_VENV)/requirements.txt
+	@ln -sf libcudart.so.13 $(CUDA_TOOLKIT)/lib/libcudart.so  # PyPI's package lacks the name that the linker looks for
+	@echo "$(CURDIR)" > $@
 
 # Twice in two ways. The editable install makes the package importable and compiles from nothing in a temporary folder;
 # after that, only what depends on the changed sources is compiled again. A .venv may outlive the built library

@@ -12,6 +12,10 @@
 #include "cuda/plan.h"
 #include "logistic.h"
 
+#if defined(FL_CUDA_ARCHS)  // by setup.py, where it builds the CUDA kernels
+#include <cuda_runtime_api.h>
+#endif
+
 namespace py = pybind11;
 using namespace fused_logistic;
 
@@ -74,6 +78,13 @@ PYBIND11_MODULE(_C, m) {
   m.attr("LANES") = kLanes;
   m.attr("TORCH_VERSION") = FL_TORCH_VERSION;
   m.attr("COMPILER") = __VERSION__;
+#if defined(FL_CUDA_ARCHS)
+  m.attr("CUDA_ARCHS") = FL_CUDA_ARCHS;
+  m.attr("CUDA_VERSION") = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+#else
+  m.attr("CUDA_ARCHS") = py::none();
+  m.attr("CUDA_VERSION") = py::none();
+#endif
   m.def(
       "exp_nonpositive_",
       [](uintptr_t x, int64_t n, bool is_double) {

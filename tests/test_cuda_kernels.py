@@ -5,6 +5,8 @@ speed nor what ptxas makes of the PTX has been seen.
 """
 
 import itertools
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ try:
 except toolchain.ToolchainMissing as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-from cuda_kernels import CODES, CPP, SUMS, Launch, Operand, Output, Problem, cancelling, load, on_cpu, place, run  # noqa: E402
+from cuda_kernels import CODES, CPP, CSRC, SUMS, Launch, Operand, Output, Problem, cancelling, load, on_cpu, place, run  # noqa: E402
 from ptx import Memory, PtxError  # noqa: E402
 
 from fused_logistic import _C  # noqa: E402
@@ -151,8 +153,9 @@ def test_reciprocal_from_any_start_that_the_manual_allows(kernels):
 
 ROWS, COLUMNS = 37, 31
 FORMS = {"absent": None, "scalar": (1,), "column": (COLUMNS,), "row": (ROWS, 1), "full": (ROWS, COLUMNS)}
-OPERAND_TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32]
-TARGETS = [*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+OPERAND_TYPES = [*FLOATS, *INTEGERS]
+TARGETS = [*FLOATS, torch.bool, *INTEGERS]
 
 
 def make_weight(form, dtype):
@@ -176,7 +179,7 @@ def test_weights(kernels, weight, pos_weight, output):
     dtype = FLOATS[turn % 4]
     logits = make_logits((ROWS, COLUMNS), dtype, turn)
     target = make_target((ROWS, COLUMNS), TARGETS[turn % 10] if output != Output.GradTarget else FLOATS[turn // 3 % 4])
-    weights = {"weight": (weight, OPERAND_TYPES[turn % 5]), "pos_weight": (pos_weight, OPERAND_TYPES[turn // 2 % 5])}
+    weights = {"weight": (weight, OPERAND_TYPES[turn % 9]), "pos_weight": (pos_weight, OPERAND_TYPES[turn // 2 % 9])}
     options = {key: make_weight(form, kind) for key, (form, kind) in weights.items()}
     like = {
         Output.GradTarget: target,
@@ -218,6 +221,33 @@ def test_smoothing_ignored_targets_and_masks(kernels, smoothing, ignore_index, m
         kept = torch.ones_like(target, dtype=torch.bool) if options["mask"] is None else options["mask"]
         count = run(kernels, Output.Count, logits, target, **options).sum
         assert count.item() == (kept & (target != ignore_index)).sum() if ignore_index is not None else kept.sum()
+
+
+@pytest.mark.parametrize("result", FLOATS, ids=name)
+def test_sums_in_every_type(kernels, result):
+    """Rounded once from fp64, by the kernel itself or by the second stage."""
+    for n in (1000, 9000):
+        logits, target = make_logits((1, n), torch.float32), make_target((1, n), torch.float32)
+        got = run(kernels, Output.LossSum, logits, target, mean=True, result_dtype=result).sum
+        expected = torch.ops.fused_logistic.bce(logits, target, None, None, None, 1, 0.0, None, result)
+        assert same_bits(got.reshape(()), expected)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_count(kernels, dtype):
+    """The elements that a mean is taken over."""
+    logits, target = make_logits((ROWS, COLUMNS), dtype), make_target((ROWS, COLUMNS), torch.int64)
+    for mask in (None, torch.rand(ROWS, COLUMNS) < 0.5, torch.rand(COLUMNS) < 0.5, torch.rand(ROWS, 1) < 0.5):
+        kept = target != 1 if mask is None else (target != 1) & mask
+        assert run(kernels, Output.Count, logits, target, mask=mask, ignore_index=1).sum.item() == kept.sum()
+
+
+@pytest.mark.parametrize("form", ["scalar", "column", "row", "full"])
+@pytest.mark.parametrize("kind", OPERAND_TYPES, ids=name)
+def test_grad_output(kernels, kind, form):
+    for dtype in FLOATS:
+        logits, target = make_logits((ROWS, COLUMNS), dtype), make_target((ROWS, COLUMNS), dtype)
+        compare(kernels, Output.GradLogits, logits, target, grad_output=make_weight(form, kind))
 
 
 def test_empty_mean_is_nan(kernels):
@@ -263,7 +293,20 @@ def test_scale(kernels, dtype, factor):
             assert stats.store_bytes == 0
 
 
-@pytest.mark.parametrize("count", [0, 2, 1023, 1025, 8192, 8193, 20000])
+@pytest.mark.parametrize("factor_type", OPERAND_TYPES, ids=name)
+def test_every_type_of_scalar(kernels, factor_type):
+    """The factor of a gradient, and operands that are one number."""
+    memory = Memory()
+    data = memory.array(np.ones(5, np.float32))
+    scalar = place(memory, torch.tensor([3], dtype=factor_type), 0)
+    kernels["scale_kernel<float>"].launch(1, 256, [data.addr, 5, scalar, CODES[factor_type]], mem=memory)
+    assert (data.read() == 3).all()
+    logits, target = make_logits((2, 5), torch.float32), make_target((2, 5), torch.float32)
+    one = torch.tensor([3], dtype=factor_type)
+    compare(kernels, Output.LossSumAndGrad, logits, target, weight=one, pos_weight=one)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 1023, 1025, 8192, 8193, 20000])
 def test_second_stage(kernels, count):
     """The chunks' sums in the order of csrc/problem.h, over as many levels as it takes."""
     partials = torch.randn(count, dtype=torch.float64).numpy()
@@ -294,7 +337,6 @@ def test_more_than_2_31_elements(kernels, total, general):
     start = (chunks - 2) * 8192
     n = total - start
     logits, target = make_logits((1, n), torch.float32), make_target((1, n), torch.float32)
-    weight = (1 + torch.rand(1, n)) if general else None
     memory = Memory()
 
     def window(tensor):
@@ -303,13 +345,17 @@ def test_more_than_2_31_elements(kernels, total, general):
 
     partials = memory.window(chunks, chunks - 2, np.zeros(2))
     out = memory.window(total, start, np.zeros(n, np.float32))
-    operands = [window(logits), window(target), *([window(weight)] if general else [])]
+    operands, weights = [window(logits), window(target)], {}
+    if general:  # a full weight, and one a column of 31, whose index is a remainder of the element's
+        weight, columns = 1 + torch.rand(1, n), 1 + torch.rand(31)
+        operands += [window(weight), Operand(place(memory, columns, 0), CODES[torch.float32], 1, 31)]
+        weights = {"weight": weight, "pos_weight": columns[torch.arange(start, total) % 31].reshape(1, n)}
     launch = Launch(Problem(total, *operands, out=out.addr, out_dtype=1, scale=1), divisor=1, partials=partials.addr)
     kind = "general_kernel<(fused_logistic::Output)1, float>" if general else \
         "plain_kernel<(fused_logistic::Output)1, float, float>"  # fmt: skip
     last = [chunks - 2, chunks - 1]
     kernels[kind].launch(chunks, 256, [bytes(launch)], mem=memory, blocks=last)
-    expected = on_cpu(Output.LossSumAndGrad, logits, target, weight=weight)
+    expected = on_cpu(Output.LossSumAndGrad, logits, target, **weights)
     assert same_bits(torch.from_numpy(out.read()).view(1, n), expected.out)
     assert partials.read().sum() == expected.sum.item()
 
@@ -358,3 +404,38 @@ def test_writing_out_of_bounds_is_noticed(kernels):
     launch = Launch(Problem(10, full, full, out=memory.empty(10, np.float32).addr, out_dtype=1), divisor=1)
     with pytest.raises(PtxError):
         kernels["plain_kernel<(fused_logistic::Output)2, float, float>"].launch(1, 256, [bytes(launch)], mem=memory)
+
+
+# ---- What nothing executed -----------------------------------------------------------------------------------------
+
+UNEXECUTED = {
+    # loops whose number of rounds is fixed, but that the compiler unrolls for any number
+    r"for \(int i = t; i < quarter; i \+= kThreads\)": "the rounds left over",
+    r"shared\[i\] = \(shared\[i\] \+ shared": "the rounds left over",
+}
+
+
+def test_coverage(kernels, request):
+    """Every kind of instruction of every source line was executed in some kernel, by the tests above.
+
+    Not in each of the kernels: the operands of all are read by the same templates, whose types take turns above.
+    """
+    options = request.config
+    if options.getoption("keyword") or any("::" in argument for argument in options.args):
+        pytest.skip("only some tests of this file were asked for")
+    hits, example = Counter(), {}
+    for kernel in kernels.kernels.values():
+        for instruction in kernel.program.code[:-1]:  # the last: an exit that the interpreter adds
+            kind = instruction.where, ".".join([instruction.opcode, *instruction.modifiers])
+            hits[kind] += instruction.hits
+            example[kind] = instruction
+    text = {file.name: ["", *file.read_text().splitlines()] for file in CSRC.glob("**/*.*") if file.suffix != ".py"}
+    missed = [f"{name} was not launched" for name, k in kernels.kernels.items() if not k.program.code[0].hits]
+    for (where, _), instruction in example.items():
+        file, line = where.split(":")
+        # Moves and jumps compute nothing; line 0 has none of ours, such as the inside of a 64-bit division
+        if hits[where, _] == 0 and line != "0" and instruction.opcode not in ("mov", "bra"):
+            source = text[file][int(line)].strip()
+            if not any(re.match(explained, source) for explained in UNEXECUTED):
+                missed.append(f"{instruction}: {source}")
+    assert not missed, "\n" + "\n".join(missed)

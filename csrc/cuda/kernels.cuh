@@ -3,18 +3,9 @@
 // lanes t N .. t N + N - 1, N being the elements that 16 bytes hold, and adds up its part of each row in registers.
 #pragma once
 #include "access.cuh"
+#include "kernels.h"
 
 namespace fused_logistic {
-
-// What every kernel but scale_kernel takes.
-struct Launch {
-  Problem problem;
-  const double* count;  // on the device: the number of elements that a mean is taken over; null: divisor
-  double divisor;       // result = sum / divisor
-  double* partials;     // the sum of each chunk; not used if there is only one chunk
-  void* result;
-  DType result_dtype;
-};
 
 // ---- Sums --------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@
 #include <torch/library.h>
 
 #include "../composite.h"
-#include "kernels.cuh"
+#include "kernels.h"
 
 namespace fused_logistic {
 namespace {
@@ -18,59 +18,6 @@ int multiprocessors() {
   C10_CUDA_CHECK(cudaGetDevice(&device));
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
   return count;
-}
-
-using Kernel = void (*)(const Launch);
-
-template <Output kOutput, class Z>
-Kernel plain(DType target) {
-  if (target == DType::kUInt8) return plain_kernel<kOutput, Z, uint8_t>;
-  if (target == DType::kInt64) return plain_kernel<kOutput, Z, int64_t>;
-  if constexpr (sizeof(Z) == 2) {
-    if (target == DType::kFloat32) return plain_kernel<kOutput, Z, float>;
-  }
-  return plain_kernel<kOutput, Z, Z>;
-}
-
-template <Output kOutput>
-Kernel kernel(const Problem& problem, bool is_plain) {
-  if constexpr (kOutput <= Output::kLoss || kOutput == Output::kGradLogits) {
-    if (is_plain) {
-      const DType target = problem.target.dtype;
-      switch (problem.logits.dtype) {
-        case DType::kFloat64:
-          return plain<kOutput, double>(target);
-        case DType::kFloat16:
-          return plain<kOutput, Half>(target);
-        case DType::kBFloat16:
-          return plain<kOutput, BFloat16>(target);
-        default:
-          return plain<kOutput, float>(target);
-      }
-    }
-  }
-  return problem.compute_double ? general_kernel<kOutput, double> : general_kernel<kOutput, float>;
-}
-
-Kernel kernel(const Problem& problem, Output output, bool is_plain) {
-  switch (output) {
-    case Output::kLossSum:
-      return kernel<Output::kLossSum>(problem, is_plain);
-    case Output::kLossSumAndGrad:
-      return kernel<Output::kLossSumAndGrad>(problem, is_plain);
-    case Output::kLoss:
-      return kernel<Output::kLoss>(problem, is_plain);
-    case Output::kCount:
-      return kernel<Output::kCount>(problem, is_plain);
-    case Output::kGradLogits:
-      return kernel<Output::kGradLogits>(problem, is_plain);
-    case Output::kGradTarget:
-      return kernel<Output::kGradTarget>(problem, is_plain);
-    case Output::kGradWeight:
-      return kernel<Output::kGradWeight>(problem, is_plain);
-    default:
-      return kernel<Output::kGradPosWeight>(problem, is_plain);
-  }
 }
 
 // Launches what the plan says. result: a scalar tensor for the outputs that have a sum.
@@ -91,11 +38,11 @@ void run(const Iteration& iteration, Output output, const Tensor& like, const Op
   }
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   if (p.grid > 0) {
-    kernel(iteration.problem, output, p.plain)<<<unsigned(p.grid), unsigned(p.block), 0, stream>>>(launch);
+    launch_elements(launch, output, p, stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
   if (p.finish) {
-    finish_kernel<<<1, unsigned(kLanes), 0, stream>>>(launch);
+    launch_finish(launch, stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 }
@@ -180,18 +127,9 @@ void scale_cuda(Tensor& self, const Tensor& factor) {
     return;
   }
   const DType dtype = dtype_of(self.scalar_type());
-  const unsigned grid = unsigned(scale_grid(self.numel(), dtype, multiprocessors()));
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  const auto launch = [&](auto* data) {
-    scale_kernel<<<grid, kScaleBlock, 0, stream>>>(data, self.numel(), factor.const_data_ptr(),
-                                                   dtype_of(factor.scalar_type()));
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  };
-  void* const data = self.mutable_data_ptr();
-  if (dtype == DType::kFloat64) return launch(static_cast<double*>(data));
-  if (dtype == DType::kFloat16) return launch(static_cast<Half*>(data));
-  if (dtype == DType::kBFloat16) return launch(static_cast<BFloat16*>(data));
-  launch(static_cast<float*>(data));
+  launch_scale(self.mutable_data_ptr(), dtype, self.numel(), factor.const_data_ptr(), dtype_of(factor.scalar_type()),
+               scale_grid(self.numel(), dtype, multiprocessors()), c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 }  // namespace

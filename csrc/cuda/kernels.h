@@ -1,0 +1,26 @@
+// The CUDA kernels as the launcher sees them. No device code and no torch: launch.cpp, with torch's headers, is compiled
+// once by the host compiler, and only kernels.cu, without them, for every architecture.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "plan.h"
+
+namespace fused_logistic {
+
+// What every kernel but scale_kernel takes.
+struct Launch {
+  Problem problem;
+  const double* count;  // on the device: the number of elements that a mean is taken over; null: divisor
+  double divisor;       // result = sum / divisor
+  double* partials;     // the sum of each chunk; not used if there is only one chunk
+  void* result;
+  DType result_dtype;
+};
+
+// Each starts one kernel; the caller checks for errors. These are also what instantiates the kernels' templates.
+void launch_elements(const Launch& launch, Output output, const Plan& plan, cudaStream_t stream);
+void launch_finish(const Launch& launch, cudaStream_t stream);
+void launch_scale(void* data, DType dtype, int64_t numel, const void* factor, DType factor_dtype, int64_t grid,
+                  cudaStream_t stream);
+
+}  // namespace fused_logistic

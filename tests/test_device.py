@@ -1,0 +1,126 @@
+"""What holds on every device: the bits of the CPU. And on a GPU: no waiting, graphs, streams, how many kernels run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import same_bits
+
+import fused_logistic as fl
+
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def step(logits, target, **options):
+    logits = logits.detach().requires_grad_()
+    loss = fl.binary_cross_entropy_with_logits(logits, target, **options)
+    (loss if loss.dim() == 0 else loss.sum()).backward()
+    return loss.detach(), logits.grad
+
+
+@pytest.mark.parametrize("target_type", [None, torch.bool, torch.int64], ids=["like logits", "bool", "int64"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_bits_of_the_cpu(dtype, reduction, target_type, device):
+    """Loss and gradient, with and without weights and options; aligned and not; one chunk and several."""
+    for n in (1, 1021, 8192, 3 * 8192 + 5):
+        logits = (4 * torch.randn(n + 1)).to(dtype)
+        target = torch.randint(0, 2, (n + 1,)).to(target_type or dtype)
+        weights = {"weight": torch.rand(n), "pos_weight": 3 * torch.rand(1), "mask": torch.rand(n) < 0.9}
+        for offset, options in ((0, {}), (1, {}), (0, weights | {"label_smoothing": 0.1})):
+            z, y = logits[offset:][:n], target[offset:][:n]
+            expected = step(z, y, reduction=reduction, **options)
+            options = {key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in options.items()}
+            moved = (logits.to(device)[offset:][:n], target.to(device)[offset:][:n])
+            for result, truth in zip(step(*moved, reduction=reduction, **options), expected, strict=True):
+                assert same_bits(result.cpu(), truth), (n, offset, options.keys())
+
+
+def test_the_same_bits_every_time(device):
+    logits, target = 1e4 * torch.randn(100_003, device=device), torch.rand(100_003, device=device)
+    first = step(logits, target)
+    for _ in range(5):
+        assert all(same_bits(a, b) for a, b in zip(step(logits, target), first, strict=True))
+
+
+def large(device="cuda"):
+    return torch.randn(40_000, device=device), torch.rand(40_000, device=device)
+
+
+@pytest.mark.cuda
+@needs_gpu
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_nothing_waits_for_the_gpu(dtype):
+    logits, target = (tensor.to(dtype) for tensor in large())
+    mask = target > 0.2
+    step(logits, target)
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for reduction in ("none", "mean", "sum"):
+            step(logits, target, reduction=reduction, mask=mask)
+            step(logits, target, reduction=reduction)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.cuda
+@needs_gpu
+def test_cuda_graph():
+    logits, target = large()
+    logits.requires_grad_()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # warm-up, as torch asks
+        fl.binary_cross_entropy_with_logits(logits, target).backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    logits.grad = None
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = fl.binary_cross_entropy_with_logits(logits, target)
+        loss.backward()
+    for _ in range(3):
+        with torch.no_grad():
+            logits.copy_(torch.randn_like(logits))
+        graph.replay()
+        for result, expected in zip((loss.detach(), logits.grad), step(logits, target), strict=True):
+            assert same_bits(result, expected)
+
+
+@pytest.mark.cuda
+@needs_gpu
+def test_current_stream():
+    logits, target = large()
+    expected = step(logits, target)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # whatever ran on the default stream would not see what is written after this
+        late = torch.zeros_like(logits).copy_(logits)
+        results = step(late, target)
+    stream.synchronize()
+    assert all(same_bits(a, b) for a, b in zip(results, expected, strict=True))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second CUDA device")
+def test_another_device_than_the_current_one():
+    logits, target = large("cuda:1")
+    results = step(logits, target)
+    assert all(result.device == logits.device for result in results) and torch.cuda.current_device() == 0
+    expected = step(logits.cpu(), target.cpu())
+    assert all(same_bits(a.cpu(), b) for a, b in zip(results, expected, strict=True))
+
+
+@pytest.mark.cuda
+@needs_gpu
+@pytest.mark.parametrize("n,kernels", [(8192, 2), (8193, 3)])
+def test_kernels_of_a_training_step(n, kernels):
+    """docs/cuda.md"""
+    logits, target = (tensor[:n] for tensor in large())
+    step(logits, target)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step(logits, target)
+        torch.cuda.synchronize()
+    assert sum("fused_logistic::" in event.name for event in profile.events()) == kernels
