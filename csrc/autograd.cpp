@@ -1,62 +1,17 @@
 // What autograd does with the ops: the fused gradient in ordinary training; under torch.func, forward-mode AD and in
 // higher derivatives the differentiable composition (composite.h), which is right to any order.
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "composite.h"
+#include "autograd.h"
+#include "handles.h"
 
 namespace fused_logistic {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-bool requires_grad(const Tensor& tensor) { return tensor.requires_grad(); }
-bool requires_grad(const OptionalTensor& tensor) { return tensor.has_value() && tensor->requires_grad(); }
-bool is_dual(const Tensor& tensor) { return tensor._fw_grad(/*level=*/0).defined(); }
-bool is_dual(const OptionalTensor& tensor) { return tensor.has_value() && is_dual(*tensor); }
-
-template <class... Tensors>
-bool any_requires_grad(const Tensors&... tensors) {
-  return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
-}
-template <class... Tensors>
-bool any_is_dual(const Tensors&... tensors) {
-  return (is_dual(tensors) || ...);
-}
-
-bool is_batched(const Tensor& tensor) {
-  using c10::DispatchKey;
-  return tensor.key_set().has_any(
-      c10::DispatchKeySet({DispatchKey::Batched, DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper}));
-}
-
-// Whether a torch.func transform is active: its levels differentiate what they see, which must not be a C++ Function.
-bool transformed() { return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode); }
-
-template <class Signature>
-auto op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-const auto& bce_op() {
-  static const auto handle = op<Tensor(FL_PARAMETERS, DTypeArgument)>("fused_logistic::bce");
-  return handle;
-}
-const auto& bce_with_grad_op() {
-  static const auto handle =
-      op<std::tuple<Tensor, Tensor>(FL_PARAMETERS, DTypeArgument)>("fused_logistic::bce_with_grad");
-  return handle;
-}
-const auto& bce_backward_op() {
-  static const auto handle = op<Tensor(const Tensor&, FL_PARAMETERS, int64_t)>("fused_logistic::bce_backward");
-  return handle;
-}
-const auto& scale_op() {
-  static const auto handle = op<void(Tensor&, const Tensor&)>("fused_logistic::scale_");
-  return handle;
-}
 
 // fp16 has too few exponents to hold gradients divided by the number of elements and then multiply them by the loss scale
 // of mixed precision: unless grad_output is 1 they are computed again, with both factors. Elsewhere than on the CPU

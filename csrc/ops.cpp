@@ -1,28 +1,15 @@
 // The ops: schemas, the CPU entry points, and the composition for devices without a kernel.
 #include <ATen/ExpandUtils.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "composite.h"
-#include "cpu/kernels.h"
+#include "parallel.h"
 
 namespace fused_logistic {
 namespace {
 
 // ---- CPU ---------------------------------------------------------------------------------------------------------
-
-// Runs the kernel over all chunks; returns the sum for outputs that have one.
-double run(const Problem& problem, Output output) {
-  const int64_t count = chunks(problem.numel);
-  double few[64];
-  std::vector<double> many(count > 64 ? count : 0);
-  double* partials = count > 64 ? many.data() : few;
-  ChunkKernel* const kernel = isa().kernel;
-  at::parallel_for(0, count, /*grain_size=*/2,
-                   [&](int64_t first, int64_t last) { kernel(problem, first, last, output, partials); });
-  return has_sum(output) ? ordered_sum(partials, count) : 0;
-}
 
 // The number of elements over which the mean is taken.
 double divisor(const Problem& problem, const Arguments& arguments) {

@@ -1,8 +1,16 @@
 """Sigmoid + binary cross entropy as one fused, exact, fast PyTorch layer."""
 
 from .functional import binary_cross_entropy_with_logits
-from .modules import BCEWithLogitsLoss
+from .functional_linear import linear_binary_cross_entropy
+from .modules import BCEWithLogitsLoss, LinearBCEWithLogitsLoss
 from .patching import patch
 from .version import __version__
 
-__all__ = ["BCEWithLogitsLoss", "__version__", "binary_cross_entropy_with_logits", "patch"]
+__all__ = [
+    "BCEWithLogitsLoss",
+    "LinearBCEWithLogitsLoss",
+    "__version__",
+    "binary_cross_entropy_with_logits",
+    "linear_binary_cross_entropy",
+    "patch",
+]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import linear_ops, ops
 
 
 class BinaryCrossEntropyWithLogits(torch.autograd.Function):
@@ -57,3 +57,33 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             pos_weight_grad = derivative(ops.POS_WEIGHT).sum_to_size(pos_weight.shape)
         return logits_grad, target_grad, weight_grad, pos_weight_grad, None, None, None, None, None
+
+
+class LinearBinaryCrossEntropy(torch.autograd.Function):
+    """``apply(*arguments of torch.ops.fused_logistic.linear_bce) -> loss``; see :mod:`fused_logistic.linear_ops`.
+
+    Differentiable in input, linear_weight and linear_bias; the other operands must not require a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        tensors, ctx.options = args[:8], args[8:]
+        ctx.output_mask = [tensor is not None and ctx.needs_input_grad[i] for i, tensor in enumerate(args[:3])]
+        gradients: tuple[Tensor | None, ...] = (None, None, None)
+        if ctx.options[0] == ops.NONE or args[0].dtype == torch.float16:  # fp16: see above
+            loss = linear_ops.linear_bce(*args)
+        else:
+            loss, *gradients = linear_ops.linear_bce_with_grad(*args, ctx.output_mask)
+        ctx.save_for_backward(*tensors, *gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, grad_input, grad_weight, grad_bias = ctx.saved_tensors
+        gradients = [grad_input, grad_weight, grad_bias]
+        if grad_input is None or torch.is_grad_enabled():
+            gradients = linear_ops.linear_bce_backward(grad_output, *tensors, *ctx.options, ctx.output_mask)
+        else:
+            gradients = [(g * grad_output).to(g.dtype) for g in gradients]
+        wanted = [g if asked else None for g, asked in zip(gradients, ctx.output_mask, strict=True)]
+        return *wanted, *(None,) * 10

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .functional import binary_cross_entropy_with_logits
+from .functional_linear import linear_binary_cross_entropy
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
@@ -55,3 +56,82 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
             ignore_index=self.ignore_index,
             mask=mask,
         )
+
+
+class LinearBCEWithLogitsLoss(torch.nn.Linear):
+    """A linear layer and its loss in one, computed by :func:`fused_logistic.linear_binary_cross_entropy`.
+
+    A :class:`torch.nn.Linear` (same parameters, initialisation and ``state_dict``, which is interchangeable) that is
+    called with the target: ``loss = head(input, target)``. The buffers of the loss are not part of the ``state_dict``.
+
+    Args:
+        in_features: number of features.
+        num_labels: number of labels, each with a logit of its own.
+        bias: whether the layer has one.
+        weight: a tensor that broadcasts to the shape of the logits (the buffer ``loss_weight``; ``weight`` is the
+            layer's).
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        pos_weight: the weight of positive examples; broadcasts to the shape of the logits (a buffer).
+        label_smoothing: in [0, 1]; moves the targets towards 1/2.
+        ignore_index: elements whose target has this value contribute nothing.
+        chunk_bytes: how many bytes the chunk of logits may take; None: 32 MiB.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Shape:
+        input: ``[..., in_features]``; target: ``[..., num_labels]``, or sparse CSR ``[rows, num_labels]``; output: a
+        scalar, or ``[..., num_labels]`` for ``reduction="none"``.
+
+    Raises, dtypes and formula: see :func:`fused_logistic.linear_binary_cross_entropy`.
+    """
+
+    loss_weight: Tensor | None
+    pos_weight: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_labels: int,
+        bias: bool = True,
+        *,
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+        pos_weight: Tensor | None = None,
+        label_smoothing: float | None = None,
+        ignore_index: int | None = None,
+        chunk_bytes: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, num_labels, bias, device, dtype)
+        self.register_buffer("loss_weight", weight, persistent=False)
+        self.register_buffer("pos_weight", pos_weight, persistent=False)
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+        self.ignore_index = ignore_index
+        self.chunk_bytes = chunk_bytes
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        return linear_binary_cross_entropy(
+            input,
+            self.weight,
+            target,
+            linear_bias=self.bias,
+            weight=self.loss_weight,
+            pos_weight=self.pos_weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            chunk_bytes=self.chunk_bytes,
+        )
+
+    def logits(self, input: Tensor) -> Tensor:
+        """``F.linear(input, weight, bias)``: ``[..., num_labels]``."""
+        return torch.nn.functional.linear(input, self.weight, self.bias)
+
+    def predict_proba(self, input: Tensor) -> Tensor:
+        """The probability of each label, sigmoid of the logits: ``[..., num_labels]``."""
+        return torch.sigmoid(self.logits(input))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, reduction={self.reduction!r}"

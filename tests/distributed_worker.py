@@ -122,12 +122,75 @@ def tensor_parallel(mesh, rank):
     return losses, [whole(p.detach()) for p in module.parameters()]
 
 
+class LayerModel(torch.nn.Module):
+    """Its last layer is the fused one: called with the target, it returns the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = torch.nn.Linear(6, 8)
+        self.head = fl.LinearBCEWithLogitsLoss(8, 4, pos_weight=torch.tensor(2.0, dtype=torch.double))
+
+    def forward(self, x, target):
+        return self.head(self.hidden(x).tanh(), target)
+
+
+def layer_model():
+    torch.manual_seed(2)
+    return LayerModel().double()
+
+
+def train_layer(module, x, y, steps=3):
+    optimizer, losses = torch.optim.SGD(module.parameters(), lr=0.5), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = module(x, y)
+        loss.backward()
+        optimizer.step()
+        losses.append(whole(loss.detach()))
+    return losses, [whole(p.detach()) for p in module.parameters()]
+
+
+def mean_over_processes(losses, parameters):
+    for loss in losses:
+        dist.all_reduce(loss)
+    return [loss / WORLD for loss in losses], parameters
+
+
+def layer_ddp(mesh, rank):
+    x, y = batch()
+    return mean_over_processes(*train_layer(DistributedDataParallel(layer_model()), x[rank::WORLD], y[rank::WORLD]))
+
+
+def layer_fsdp2(mesh, rank):
+    module, (x, y) = layer_model(), batch()
+    for part in (module.hidden, module.head, module):
+        fully_shard(part, mesh=mesh)
+    return mean_over_processes(*train_layer(module, x[rank::WORLD], y[rank::WORLD]))
+
+
+def layer_dtensor(mesh, rank):
+    """Labels divided among the processes."""
+    module, (x, y) = layer_model(), batch()
+    head = module.head
+    w, b = (distribute_tensor(p.detach(), mesh, [Shard(0)]).requires_grad_() for p in (head.weight, head.bias))
+    x, y, p = (
+        distribute_tensor(t, mesh, [placement])
+        for t, placement in (
+            (module.hidden(x).tanh().detach(), Replicate()),
+            (y, Shard(1)),
+            (head.pos_weight, Replicate()),
+        )
+    )
+    loss = fl.linear_binary_cross_entropy(x, w, y, linear_bias=b, pos_weight=p)
+    return [whole(t.detach()) for t in (loss, *torch.autograd.grad(loss, (w, b)))]
+
+
 def cases():
     for case in itertools.product(("none", "mean", "sum"), WEIGHTS, PLACEMENTS, PLACEMENTS):
         yield ("dtensor", *case), lambda mesh, rank, case=case: dtensor(mesh, *case)
     for case in itertools.product((ops.MEAN, ops.SUM), PLACEMENTS):
         yield ("raw", *case), lambda mesh, rank, case=case: raw_ops(mesh, *case)
-    for case in (ddp, fsdp2, tensor_parallel):
+    for case in (ddp, fsdp2, tensor_parallel, layer_ddp, layer_fsdp2, layer_dtensor):
         yield (case.__name__,), case
 
 

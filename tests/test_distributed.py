@@ -77,6 +77,21 @@ def test_training(engine, results):
     assert all(later < earlier for earlier, later in itertools.pairwise(losses))
 
 
+@pytest.mark.parametrize("engine", ["layer_ddp", "layer_fsdp2"])
+def test_training_of_the_fused_layer(engine, results):
+    expected = worker.train_layer(worker.layer_model(), *worker.batch())
+    for result in result_of(results, engine):
+        assert_all_same(result, expected)
+
+
+def test_fused_layer_of_dtensors(results):
+    module, (x, y) = worker.layer_model(), worker.batch()
+    loss = module(x, y)
+    expected = [loss.detach(), *torch.autograd.grad(loss, (module.head.weight, module.head.bias))]
+    for result in result_of(results, "layer_dtensor"):
+        assert_all_same(result, expected)
+
+
 def test_no_import_cost():
     """DTensor is neither imported by this package nor looked for where nobody else imports it."""
     code = "import sys, fused_logistic as fl, torch; fl.binary_cross_entropy_with_logits(torch.rand(3), torch.rand(3))"

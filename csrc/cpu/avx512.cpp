@@ -8,10 +8,14 @@
 #endif
 #define FL_AVX512
 #include "chunk_kernel.h"
+#include "linear_kernel.h"
 
 namespace fused_logistic {
 void avx512_kernel(const Problem& problem, int64_t first, int64_t last, Output output, double* partials) {
   run(problem, first, last, output, partials);
+}
+void avx512_linear_kernel(const LinearProblem& problem, int64_t first, int64_t last, Output output, void* scratch) {
+  run_linear(problem, first, last, output, scratch);
 }
 }  // namespace fused_logistic
 #if defined(__clang__)

@@ -1,8 +1,12 @@
 // The kernels for every CPU of the architecture (x86-64: SSE2; aarch64: NEON with its fma).
 #include "chunk_kernel.h"
+#include "linear_kernel.h"
 
 namespace fused_logistic {
 void baseline_kernel(const Problem& problem, int64_t first, int64_t last, Output output, double* partials) {
   run(problem, first, last, output, partials);
+}
+void baseline_linear_kernel(const LinearProblem& problem, int64_t first, int64_t last, Output output, void* scratch) {
+  run_linear(problem, first, last, output, scratch);
 }
 }  // namespace fused_logistic

@@ -20,6 +20,7 @@ struct Row {
   const C *pos_weight, *weight, *mask;
   C smoothing;
   C ignore_index;  // NaN where no target is ignored
+  bool more;       // whether another row follows
 };
 
 template <Output kOutput, class V>
@@ -67,10 +68,11 @@ FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
 }
 
 // Asks for the lines that the next row will read and write: the hardware's own prefetching stops at each row's end,
-// where the sums are added up. Beyond the end of an array it asks for nothing.
+// where the sums are added up.
 template <Output kOutput, class C, class Z, class Y>
 FL_FN void prefetch_next_row(const Row<C, Z, Y>& row, int64_t i) {
   constexpr int64_t w = width<typename Simd<C>::Value>, line = 64;
+  if (!row.more) return;
   for (int64_t k = 0; k < w; k += line / int64_t(sizeof(Z))) {
     __builtin_prefetch(row.logits + kLanes + i + k);
     if constexpr (has_elements(kOutput)) __builtin_prefetch(row.out + kLanes + i + k, 1);
@@ -189,6 +191,7 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
         row.weight = weight.row(begin, count);
         row.mask = mask.row(begin, count);
       }
+      row.more = begin + count < problem.numel;
       run_row<kOutput, kPlain>(row, count);
       if constexpr (has_sum(kOutput)) {
         if (begin == chunk_begin) {

@@ -1,8 +1,9 @@
 #include "memory.h"
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/util/accumulate.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -104,11 +105,17 @@ class Allocator final : public c10::Allocator {
 
 }  // namespace
 
-at::Tensor empty_like_cpu(const at::Tensor& like, at::ScalarType dtype) {
-  if (like.numel() * c10::elementSize(dtype) < kLarge) return at::empty_like(like, like.options().dtype(dtype));
+at::Tensor empty_cpu(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype) {
+  if (c10::multiply_integers(sizes) * c10::elementSize(dtype) < kLarge) {
+    return at::empty_strided(sizes, strides, at::TensorOptions().dtype(dtype));
+  }
   static Allocator allocator;
-  return at::detail::empty_strided_generic(like.sizes(), like.strides(), &allocator,
-                                           c10::DispatchKeySet(c10::DispatchKey::CPU), dtype);
+  return at::detail::empty_strided_generic(sizes, strides, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                           dtype);
+}
+
+at::Tensor empty_like_cpu(const at::Tensor& like, at::ScalarType dtype) {
+  return empty_cpu(like.sizes(), like.strides(), dtype);
 }
 
 void empty_cache() {

@@ -7,6 +7,8 @@ namespace fused_logistic {
 
 // As at::empty_like(like, dtype) on the CPU, large results from the kept blocks.
 at::Tensor empty_like_cpu(const at::Tensor& like, at::ScalarType dtype);
+// As at::empty_strided on the CPU, likewise.
+at::Tensor empty_cpu(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype);
 // Returns the kept blocks to the system; FUSED_LOGISTIC_CACHE=0 keeps none in the first place.
 void empty_cache();
 size_t cached_bytes();

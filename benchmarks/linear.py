@@ -1,0 +1,135 @@
+"""The whole layer in its three shapes: one label, many labels, a million labels with sparse targets."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fused_logistic as fl
+
+from .cases import Case, Plan, register
+
+KERNEL = "linear_binary_cross_entropy"
+CHUNK_BYTES = 32 << 20  # of logits: ours by default
+Step = Callable[[], object]
+
+
+def _step(loss: Callable[..., Tensor], leaves: tuple[Tensor, ...], target: Tensor) -> Step:
+    """Forward and backward; the gradients are dropped each time, as a training loop does it."""
+
+    def run() -> None:
+        loss(*leaves, target).backward()
+        for leaf in leaves:
+            leaf.grad = None
+
+    return run
+
+
+def _ours(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    return fl.linear_binary_cross_entropy(x, weight, target, linear_bias=bias)
+
+
+def _eager(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(F.linear(x, weight, bias), target)
+
+
+def _tensors(rows: int, features: int, labels: int, device: str, grad_of_x: bool) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, features, generator=generator).to(device).requires_grad_(grad_of_x)
+    weight = torch.randn(labels, features, generator=generator).mul_(features**-0.5).to(device).requires_grad_()
+    return x, weight, torch.zeros(labels, device=device).requires_grad_()
+
+
+def one_label(rows: int, features: int, device: str) -> dict[str, Step]:
+    """Logistic regression: the features need no gradient. The limit is one read of them."""
+    x, weight, bias = leaves = _tensors(rows, features, 1, device, grad_of_x=False)
+    target = (torch.rand(rows, 1, device=device) < 0.5).float()
+    torch._dynamo.reset()
+    return {
+        "fused": _step(_ours, leaves, target),
+        "eager": _step(_eager, leaves, target),
+        "compile": _step(torch.compile(_eager, dynamic=False), leaves, target),
+        "read": x.sum,
+    }
+
+
+def _products(x: Tensor, weight: Tensor, rows: int) -> None:
+    """The three matrix products that a step cannot do without, in chunks of rows as ours."""
+    x_grad, weight_grad = torch.empty_like(x), torch.zeros_like(weight)
+    for begin in range(0, len(x), rows):
+        part = x[begin : begin + rows]
+        logits = part @ weight.T
+        torch.mm(logits, weight, out=x_grad[begin : begin + rows])
+        weight_grad.addmm_(logits.T, part)
+
+
+def many_labels(rows: int, features: int, labels: int, device: str) -> dict[str, Step]:
+    x, weight, _ = leaves = _tensors(rows, features, labels, device, grad_of_x=True)
+    target = (torch.rand(rows, labels, device=device) < 0.01).float()
+    chunk = max(1, CHUNK_BYTES // (4 * labels))
+    return {
+        "fused": _step(_ours, leaves, target),
+        "eager": _step(_eager, leaves, target),
+        "products": functools.partial(_products, x.detach(), weight.detach(), chunk),
+    }
+
+
+def sparse_labels(rows: int, features: int, labels: int, positives: int, device: str) -> dict[str, Step]:
+    """Extreme multi-label classification. Eager torch needs the target dense."""
+    leaves = _tensors(rows, features, labels, device, grad_of_x=True)
+    columns = torch.randint(0, labels, (rows, positives), device=device).sort(1).values
+    starts = torch.arange(0, rows * positives + 1, positives, device=device)
+    ones = torch.ones(rows * positives, device=device)
+    sparse = torch.sparse_csr_tensor(starts, columns.flatten(), ones, (rows, labels))
+    dense = torch.zeros(rows, labels, device=device).scatter_(1, columns, 1.0)
+    return {"fused": _step(_ours, leaves, sparse), "eager": _step(_eager, leaves, dense)}
+
+
+@register
+def cases(plan: Plan) -> Iterator[Case]:
+    rows, features = (1 << 18, 512) if plan.full else (1 << 16, 256)
+    yield Case(
+        kernel=KERNEL,
+        mode="full",
+        x_value=rows,
+        x_name="rows",
+        x_label=f"one label, {features} features",
+        device=plan.device,
+        candidates=functools.partial(one_label, rows, features, plan.device),
+        rounds=plan.rounds(expensive=plan.full),
+        bytes=4 * rows * features,
+        targets={"read": 1 / 1.3, "eager": 4.0} if plan.full else {},
+        memory=("fused", "eager"),
+    )
+    rows, features, labels = (4096, 512, 30_000) if plan.full else (512, 256, 8192)
+    yield Case(
+        kernel=KERNEL,
+        mode="full",
+        x_value=labels,
+        x_name="labels",
+        x_label=f"{labels:,} labels, {rows} rows, {features} features",
+        device=plan.device,
+        candidates=functools.partial(many_labels, rows, features, labels, plan.device),
+        rounds=5,
+        targets={"products": 1 / 1.05, "eager": 1.7} if plan.full else {},
+        memory=("fused", "eager"),
+        # beyond the gradients of input, weight and bias
+        memory_target=(64 << 20) + 4 * (rows * features + labels * (features + 1)),
+    )
+    rows, features, labels = (64, 128, 1_000_000) if plan.full else (64, 64, 100_000)
+    yield Case(
+        kernel=KERNEL,
+        mode="full",
+        x_value=labels,
+        x_name="sparse labels",
+        x_label=f"{labels:,} labels with sparse targets, {rows} rows, {features} features",
+        device=plan.device,
+        candidates=functools.partial(sparse_labels, rows, features, labels, 10, plan.device),
+        rounds=5,
+        memory=("fused", "eager"),
+        memory_target=(256 << 20) + 4 * (rows * features + labels * (features + 1)),
+    )

@@ -1,0 +1,149 @@
+"""The functional interface of the whole layer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from . import linear_ops, ops
+from .autograd import LinearBinaryCrossEntropy
+from .functional import binary_cross_entropy_with_logits
+from .sharding import is_dtensor
+
+_OP = "linear_binary_cross_entropy"
+_REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
+
+
+def _check_types(required: dict[str, object], optional: dict[str, object]) -> None:
+    for name, value in (*required.items(), *optional.items()):
+        if not (isinstance(value, Tensor) or (name in optional and value is None)):
+            raise TypeError(f"{_OP}: expected {name} to be a torch.Tensor, got {type(value).__name__}")
+
+
+def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(values, crow_indices, col_indices) of a sparse target; (target, None, None) of a dense one."""
+    if target.layout == torch.strided:
+        return target, None, None
+    if target.layout != torch.sparse_csr:
+        raise ValueError(f"{_OP}: expected target of layout torch.strided or torch.sparse_csr, got {target.layout}")
+    shape = (*input.shape[:-1], *linear_weight.shape[:-1])
+    if target.shape != shape:
+        raise ValueError(f"{_OP}: expected target of shape {list(shape)}, got {list(target.shape)}")
+    return target.values(), target.crow_indices(), target.col_indices()
+
+
+def linear_binary_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float | None = None,
+    chunk_bytes: int | None = None,
+) -> Tensor:
+    r"""Binary cross entropy of a linear layer, logits and sigmoid included: the chain rule from the loss back to it.
+
+    Equivalent to ``binary_cross_entropy_with_logits(F.linear(input, linear_weight, linear_bias), target, ...)``, but
+    the logits are never stored: with one label, a single pass over ``input`` makes the loss and all gradients; with
+    many, a chunk of the logits at a time goes through the matrix products of torch. For ``"mean"`` and ``"sum"`` the
+    forward pass finishes the gradients that are needed:
+
+    .. math:: z = x W^T + b, \quad G = \partial\ell/\partial z, \qquad
+              \partial\ell/\partial W = G^T x, \quad \partial\ell/\partial b = \textstyle\sum_n G_n, \quad
+              \partial\ell/\partial x = G W
+
+    Args:
+        input: :math:`x`, ``[..., features]``; float64, float32, float16 or bfloat16.
+        linear_weight: :math:`W`, ``[labels, features]``, or ``[features]`` for logits of shape ``[...]``; of the
+            input's dtype, as for :func:`torch.nn.functional.linear`.
+        target: in [0, 1] (not checked), ``[..., labels]``, of any dtype that ``binary_cross_entropy_with_logits``
+            takes; or a ``torch.sparse_csr`` tensor ``[rows, labels]`` for a two-dimensional input, equal to its
+            ``to_dense()`` in meaning (duplicates add up) without ever being dense: what it costs over targets that are
+            all 0 grows with the number of its elements alone.
+        linear_bias: :math:`b`, ``[labels]`` (``[]`` or ``[1]`` where ``linear_weight`` has one dimension).
+        weight: weight of the elements' losses; broadcasts to ``[..., labels]``.
+        pos_weight: weight of positive examples; broadcasts likewise.
+        reduction: ``"none"``, ``"mean"`` (over all elements, whatever their weight) or ``"sum"``.
+        ignore_index: elements whose target has this value contribute nothing; ``"mean"`` divides by the number of
+            those that remain.
+        label_smoothing: in [0, 1], None being 0; the target :math:`y` becomes :math:`y (1 - s) + s / 2`.
+        chunk_bytes: how many bytes the chunk of logits may take, 32 MiB if None. The products and the order of the
+            sums depend on it, so results differ by rounding.
+
+    Returns:
+        A scalar, or the losses ``[..., labels]`` for ``"none"``; of the target's dtype if that is a floating type,
+        else the input's. Under autocast the products are computed in autocast's dtype, the loss is float32.
+        With one label on the CPU every sum is made in an order that the sizes alone fix: the same bits for any number
+        of threads and any instruction set. With many, the products are those of torch's BLAS.
+
+        Differentiable in ``input``, ``linear_weight`` and ``linear_bias`` without storing the logits. Where ``target``,
+        ``weight`` or ``pos_weight`` requires a gradient, under ``torch.func``, forward-mode AD, ``vmap`` and
+        ``create_graph``, and for a DTensor, the composition above is computed instead: right, but with whole logits
+        (and a dense target). A weight that varies both over labels and over some, not all, of several leading
+        dimensions is expanded.
+
+    Raises:
+        TypeError: an argument is not a tensor, or ``linear_weight`` or ``linear_bias`` is not of the input's dtype.
+        ValueError: a shape, layout, ``reduction``, ``label_smoothing`` or ``chunk_bytes`` that does not fit.
+        RuntimeError: ``weight`` or ``pos_weight`` does not broadcast; tensors on different devices.
+        NotImplementedError: a dtype that is not supported.
+
+    Formula: the chain rule of L(sigma(x W + b)); ``csrc/logistic.h``, ``docs/derivation.md``.
+    """
+    if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight, pos_weight):
+        return handle_torch_function(
+            linear_binary_cross_entropy,
+            (input, linear_weight, target, linear_bias, weight, pos_weight),
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            weight=weight,
+            pos_weight=pos_weight,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            chunk_bytes=chunk_bytes,
+        )
+    _check_types(
+        {"input": input, "linear_weight": linear_weight, "target": target},
+        {"linear_bias": linear_bias, "weight": weight, "pos_weight": pos_weight},
+    )
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"{_OP}: expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
+    if is_dtensor(input) or is_dtensor(linear_weight):
+        return binary_cross_entropy_with_logits(
+            F.linear(input, linear_weight, linear_bias),
+            target,
+            weight,
+            reduction=reduction,
+            pos_weight=pos_weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+        )
+    values, crow_indices, col_indices = _parts(input, linear_weight, target)
+    tensors = input, linear_weight, linear_bias, values, crow_indices, col_indices, weight, pos_weight
+    options = _REDUCTIONS[reduction], label_smoothing or 0.0, ignore_index, chunk_bytes
+    if not torch.compiler.is_compiling():
+        return linear_ops.linear_bce(*tensors, *options, None)
+    return _compiled(tensors, options)
+
+
+def _compiled(tensors: tuple[Tensor | None, ...], options: tuple[object, ...]) -> Tensor:
+    """What torch.compile captures: autocast's casts outside of the Function, so that autograd sees them."""
+    input, _, _, target, _, _, weight, pos_weight = tensors
+    dtype = None
+    if torch.is_autocast_enabled(input.device.type):
+        low = torch.get_autocast_dtype(input.device.type)
+        dtype = torch.double if target.dtype == torch.double else torch.float
+        layer = (t if t is None or t.dtype == torch.double else t.to(low) for t in tensors[:3])
+        tensors = (*layer, *tensors[3:])
+    others = any(t is not None and t.requires_grad for t in (target, weight, pos_weight))
+    function = linear_ops.composed if others else LinearBinaryCrossEntropy.apply
+    return function(*tensors, *options, dtype)

@@ -1,0 +1,411 @@
+"""The whole layer against the composed graph: values, gradients of every order, chunks, layouts, dtypes, errors."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+import fused_logistic as fl
+from fused_logistic import _C, linear_ops
+from fused_logistic.autograd import LinearBinaryCrossEntropy
+from tests.conftest import DTYPES, same_bits
+
+REDUCTIONS = ["none", "mean", "sum"]
+
+
+def torchs_logits(input, linear_weight, linear_bias):
+    if linear_weight.dim() == 2:
+        return F.linear(input, linear_weight, linear_bias)
+    return input @ linear_weight + (0 if linear_bias is None else linear_bias.reshape(()))
+
+
+def torchs(input, linear_weight, target, *, linear_bias=None, chunk_bytes=None, ignore_index=None, label_smoothing=0.0,
+           reduction="mean", **options):  # fmt: skip
+    """The composed graph with torch's own loss; what torch has no option for is worked into the target and the weight."""
+    logits = torchs_logits(input, linear_weight, linear_bias)
+    y = target.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
+    loss = F.binary_cross_entropy_with_logits(logits, y, reduction="none", **options)
+    if ignore_index is None:
+        return loss if reduction == "none" else getattr(loss, reduction)()
+    kept = target != ignore_index
+    loss = torch.where(kept, loss, 0)
+    return loss if reduction == "none" else loss.sum() / (kept.sum() if reduction == "mean" else 1)
+
+
+def layer(lead, features, labels, bias=True, dtype=torch.double):
+    """input, linear_weight, linear_bias and the shape of the logits; labels None: a weight of one dimension."""
+    out = () if labels is None else (labels,)
+    rand = lambda *shape: torch.randn(shape, dtype=torch.double).to(dtype).requires_grad_()  # noqa: E731
+    return rand(*lead, features), rand(*out, features), rand(*out) if bias else None, (*lead, *out)
+
+
+def step(function, x, w, b, target, **options):
+    """The loss and the gradients of all three, with a grad_output that differs between elements."""
+    loss = function(x, w, target, linear_bias=b, **options)
+    factor = torch.linspace(0.5, 2, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
+    return loss.detach(), *torch.autograd.grad(loss, [t for t in (x, w, b) if t is not None], factor)
+
+
+def assert_same(ours, torchs, rtol=1e-11, atol=1e-13):
+    for a, b in zip(ours, torchs, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol, equal_nan=True)
+
+
+@settings(deadline=None, max_examples=250)
+@given(
+    lead=st.sampled_from([(), (1,), (5,), (40,), (2, 3), (0,), (3, 0), (2, 1, 4)]),
+    features=st.sampled_from([0, 1, 3, 31, 32, 33, 100]),
+    labels=st.sampled_from([None, 0, 1, 2, 7, 64, 1000]),
+    bias=st.booleans(),
+    reduction=st.sampled_from(REDUCTIONS),
+    option=st.sampled_from(["plain", "weights", "per row", "smoothing", "ignore", "all"]),
+    chunk_bytes=st.sampled_from([None, 1, 8, 64, 1000, 8000, 20_000]),
+    seed=st.integers(0, 1000),
+)
+def test_random_layers(lead, features, labels, bias, reduction, option, chunk_bytes, seed):
+    """All options; chunks of everything, of blocks and down to a single logit."""
+    torch.manual_seed(seed)
+    x, w, b, shape = layer(lead, features, labels, bias)
+    if labels == 1000 and chunk_bytes is not None and chunk_bytes < 1000:
+        chunk_bytes = 1000  # a single logit at a time takes a second then
+    options = {"chunk_bytes": chunk_bytes, "reduction": reduction}
+    target = torch.rand(shape, dtype=torch.double)
+    if option in ("weights", "all"):
+        options |= {"weight": torch.rand(shape, dtype=torch.double), "pos_weight": 2 * torch.rand(shape[-1:]).double()}
+    if option == "per row" and shape:
+        options |= {"weight": torch.rand(*shape[:-1], 1).double(), "pos_weight": torch.rand(()).double()}
+    if option in ("smoothing", "all"):
+        options["label_smoothing"] = 0.2
+    if option in ("ignore", "all"):
+        target = torch.randint(0, 3, shape).double()
+        options["ignore_index"] = 2
+    assert_same(step(fl.linear_binary_cross_entropy, x, w, b, target, **options),
+                step(torchs, x, w, b, target, **options))  # fmt: skip
+
+
+@pytest.mark.parametrize("labels", [None, 1, 2, 300])
+@pytest.mark.parametrize("rows", [1, 7, 600, 5_000])
+def test_more_rows_than_a_block_and_a_part(rows, labels, isa):
+    x, w, b, shape = layer((rows,), 70, labels)
+    target = torch.rand(shape, dtype=torch.double)
+    for options in ({"reduction": "none"}, {"reduction": "mean", "chunk_bytes": 100_000}):
+        assert_same(step(fl.linear_binary_cross_entropy, x, w, b, target, **options),
+                    step(torchs, x, w, b, target, **options))  # fmt: skip
+
+
+@pytest.mark.parametrize("labels", [None, 1, 5])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_layouts(reduction, labels):
+    """Rows with a stride are read in place; whatever else is not contiguous is right too."""
+    x, w, b, shape = layer((6, 4), 9, labels)
+    views = {
+        "rows": torch.randn(6, 4, 20, dtype=torch.double)[..., 3:12],
+        "features": torch.randn(6, 4, 18, dtype=torch.double)[..., ::2],
+        "transposed": torch.randn(9, 4, 6, dtype=torch.double).permute(2, 1, 0),
+        "expanded": torch.randn(1, 4, 9, dtype=torch.double).expand(6, 4, 9),
+        "flipped": torch.randn(4, 6, 9, dtype=torch.double).transpose(0, 1),
+    }
+    target = torch.rand(shape[::-1], dtype=torch.double).permute(*range(len(shape))[::-1])
+    weight = torch.randn(9, w.numel() // 9, dtype=torch.double).t().reshape(w.shape).requires_grad_()
+    for chunk_bytes in (None, 50):
+        for view in views.values():
+            options = {"reduction": reduction, "chunk_bytes": chunk_bytes}
+            results = [step(f, view.clone(memory_format=torch.preserve_format).requires_grad_()
+                            if f is torchs else view.detach().requires_grad_(), weight, b, target, **options)
+                       for f in (fl.linear_binary_cross_entropy, torchs)]  # fmt: skip
+            assert_same(*results)
+
+
+@pytest.mark.parametrize("labels", [None, 1, 4])
+@pytest.mark.parametrize("target_dtype", [*DTYPES, torch.bool, torch.uint8, torch.int64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes(dtype, target_dtype, labels):
+    """The dtypes of the composition, and at most its error against fp64 beyond one rounding of the result."""
+    x, w, b, shape = layer((50,), 40, labels, dtype=dtype)
+    target = torch.randint(0, 2, shape).to(target_dtype)
+    exact = step(torchs, *(t.detach().double().requires_grad_() for t in (x, w, b)), target.double(), reduction="sum")
+    ours = step(fl.linear_binary_cross_entropy, x, w, b, target, reduction="sum", chunk_bytes=300)
+    assert ours[0].dtype == (target_dtype if target_dtype.is_floating_point else dtype)
+    for a, e, like in zip(ours[1:], exact[1:], (x, w, b), strict=True):
+        assert a.dtype == dtype and a.shape == like.shape
+        # the sum of 50 products each of which may be off by a few eps of its size
+        error, eps = (a.double() - e).abs().max() / e.abs().max(), torch.finfo(dtype).eps
+        assert error <= 8 * eps, error / eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("features", [5, 32, 100, 513])
+def test_single_output_has_the_same_bits_everywhere(features, dtype):
+    """Whatever the instruction set and the number of threads: loss and all gradients, with every option."""
+    x, w, b, _ = layer((3_000,), features, 1, dtype=dtype)
+    target = torch.randint(0, 2, (3_000, 1))
+    cases = [
+        {},
+        {"reduction": "none"},
+        {"weight": torch.rand(3_000, 1), "pos_weight": torch.tensor([2.5]), "label_smoothing": 0.1},
+    ]
+    threads, before = torch.get_num_threads(), _C.isa()
+    try:
+        for options in cases:
+            results = []
+            for isa in _C.isas_supported():
+                for count in (1, 2, 3, 7):
+                    torch.set_num_threads(count)
+                    _C.set_isa(isa)
+                    results.append(step(fl.linear_binary_cross_entropy, x, w, b, target, **options))
+            assert all(same_bits(a, c) for r in results for a, c in zip(r, results[0], strict=True))
+    finally:
+        torch.set_num_threads(threads)
+        _C.set_isa(before)
+
+
+def test_single_output_is_exact_in_fp32():
+    """262,144 rows: the weight's gradient is as good as the inputs' own rounding; eager torch sums in fp32."""
+    n, d = 1 << 18, 64
+    x, w = torch.randn(n, d) + 1, (torch.randn(1, d) / 8).requires_grad_()
+    target = torch.randint(0, 2, (n, 1)).float()
+    loss = fl.linear_binary_cross_entropy(x, w, target)
+    (grad,) = torch.autograd.grad(loss, w)
+    wd = w.detach().double().requires_grad_()
+    exact = F.binary_cross_entropy_with_logits(F.linear(x.double(), wd), target.double())
+    (want,) = torch.autograd.grad(exact, wd)
+    scale = (x.abs().double().mean(0)).max()  # the size of the terms that are added up
+    assert (grad.double() - want).abs().max() <= 2 * torch.finfo(torch.float).eps * scale
+    assert abs(loss.item() - exact.item()) <= torch.finfo(torch.float).eps * exact.item()
+
+
+# ---- Autograd -----------------------------------------------------------------------------------------------------
+
+OPTIONS = [{}, {"label_smoothing": 0.2}, {"ignore_index": 1}, {"weights": True}, {"chunk_bytes": 40}]
+
+
+def checked(labels, options, bias=True):
+    """(function of input, linear_weight and linear_bias, operands) for gradcheck."""
+    x, w, b, shape = layer((4,), 3, labels, bias)
+    options, target = dict(options), torch.rand(shape, dtype=torch.double)
+    target[0] = 1
+    if options.pop("weights", False):
+        options |= {"weight": torch.rand(shape, dtype=torch.double), "pos_weight": torch.rand(1, dtype=torch.double)}
+    return lambda x, w, b: fl.linear_binary_cross_entropy(x, w, target, linear_bias=b, **options), (x, w, b)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("labels", [None, 1, 3])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradcheck(reduction, labels, options):
+    function, operands = checked(labels, {**options, "reduction": reduction})
+    assert gradcheck(function, operands)
+    assert gradgradcheck(function, operands)
+
+
+@pytest.mark.parametrize("labels", [None, 1, 3])
+@pytest.mark.parametrize("reduction", [0, 1, 2])
+def test_gradcheck_of_the_python_function(reduction, labels):
+    x, w, b, shape = layer((4,), 3, labels)
+    target = torch.rand(shape, dtype=torch.double)
+
+    def function(x, w, b):
+        return LinearBinaryCrossEntropy.apply(
+            x, w, b, target, None, None, None, None, reduction, 0.1, None, None, torch.double
+        )
+
+    assert gradcheck(function, (x, w, b))
+    assert gradgradcheck(function, (x, w, b))
+
+
+@pytest.mark.parametrize("needs", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1)], ids=str)
+@pytest.mark.parametrize("labels", [1, 6])
+def test_only_what_requires_grad(labels, needs):
+    x, w, b, shape = layer((5,), 4, labels)
+    target = torch.rand(shape, dtype=torch.double)
+    operands = [t.detach().requires_grad_(bool(need)) for t, need in zip((x, w, b), needs, strict=True)]
+    loss, *grads = torch.ops.fused_logistic.linear_bce_with_grad(
+        *(t.detach() for t in operands),
+        target,
+        None,
+        None,
+        None,
+        None,
+        1,
+        0.0,
+        None,
+        None,
+        None,
+        [bool(n) for n in needs],
+    )
+    assert [g.numel() > 0 for g in grads] == [bool(n) for n in needs]
+    results = []
+    for function in (fl.linear_binary_cross_entropy, torchs):
+        leaves = [t.clone().detach().requires_grad_(t.requires_grad) for t in operands]
+        function(leaves[0], leaves[1], target, linear_bias=leaves[2]).backward()
+        assert [t.grad is not None for t in leaves] == [bool(n) for n in needs]
+        results.append([t.grad for t in leaves if t.grad is not None])
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("other", ["target", "weight", "pos_weight"])
+@pytest.mark.parametrize("labels", [None, 3])
+def test_other_operands_that_require_grad(labels, other):
+    """Their gradients are right too: the composition computes them."""
+    x, w, b, shape = layer((4,), 3, labels)
+    rand = {name: torch.rand(shape, dtype=torch.double) for name in ("target", "weight", "pos_weight")}
+    rand[other].requires_grad_()
+    target = rand.pop("target")
+
+    def function(x, w, b, extra):
+        options = {**rand, other: extra} if other != "target" else rand
+        return fl.linear_binary_cross_entropy(x, w, extra if other == "target" else target, linear_bias=b, **options)
+
+    assert gradcheck(function, (x, w, b, target if other == "target" else rand[other]))
+
+
+@pytest.mark.parametrize("labels", [1, 5])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_several_backward_calls(reduction, labels):
+    """retain_graph, another grad_output each time, and a .grad that is changed in place between them."""
+    x, w, b, shape = layer((6,), 3, labels)
+    target = torch.rand(shape, dtype=torch.double)
+    expected = torchs(x, w, target, linear_bias=b, reduction=reduction)
+    loss = fl.linear_binary_cross_entropy(x, w, target, linear_bias=b, reduction=reduction)
+    for factor in (1.0, 3.0, 0.0):
+        x.grad = w.grad = b.grad = None
+        loss.backward(torch.full_like(loss, factor), retain_graph=True)
+        want = torch.autograd.grad(expected, (x, w, b), torch.full_like(expected, factor), retain_graph=True)
+        assert_same((x.grad, w.grad, b.grad), want)
+        for t in (x, w, b):
+            t.grad.mul_(7)  # its owner may do this
+
+
+def test_gradient_penalty():
+    x, w, b, shape = layer((6,), 3, 4)
+    target = torch.rand(shape, dtype=torch.double)
+    results = []
+    for function in (fl.linear_binary_cross_entropy, torchs):
+        loss = function(x, w, target, linear_bias=b)
+        grads = torch.autograd.grad(loss, (x, w, b), create_graph=True)
+        penalty = sum((g**2).sum() for g in grads) + loss
+        results.append(torch.autograd.grad(penalty, (x, w, b)))
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("labels", [1, 64])
+def test_fp16_gradients_do_not_underflow_under_a_loss_scale(labels, compiled):
+    n, scale = 4096 * 64 // labels, 65536.0
+    x, w, b, shape = layer((n,), 4, labels, dtype=torch.float16)
+    target = torch.randint(0, 2, shape).float()
+    if compiled:
+        arguments = (x, w, b, target, None, None, None, None, 1, 0.0, None, None, torch.float)
+        (LinearBinaryCrossEntropy.apply(*arguments) * scale).backward()
+    else:
+        (fl.linear_binary_cross_entropy(x, w, target, linear_bias=b) * scale).backward()
+    exact = [t.detach().double().requires_grad_() for t in (x, w, b)]
+    (torchs(exact[0], exact[1], target.double(), linear_bias=exact[2]) * scale).backward()
+    for ours, want in zip((x, w, b), exact, strict=True):
+        error = (ours.grad.double() - want.grad).abs().max() / want.grad.abs().max()
+        assert error <= 8 * torch.finfo(torch.float16).eps, error
+
+
+def test_under_no_grad_nothing_is_saved():
+    x, w, b, shape = layer((6,), 3, 4)
+    with torch.no_grad():
+        assert fl.linear_binary_cross_entropy(x, w, torch.rand(shape), linear_bias=b).grad_fn is None
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("reduction", [0, 1, 2])
+def test_opcheck(reduction, labels):
+    for requires_grad in (False, True):
+        x, w, b, shape = layer((4,), 3, labels)
+        tensors = [t.detach().requires_grad_(requires_grad) for t in (x, w, b)]
+        shared = (*tensors, torch.rand(shape).double(), None, None, None, None, reduction, 0.1, None, None, None)
+        torch.library.opcheck(linear_ops.linear_bce, shared)
+        if reduction:
+            torch.library.opcheck(linear_ops.linear_bce_with_grad, (*shared, [True, True, True]))
+        grad_output = torch.rand(() if reduction else shape, dtype=torch.double)
+        torch.library.opcheck(linear_ops.linear_bce_backward, (grad_output, *shared, [True, False, True]))
+
+
+# ---- The module ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_module(bias):
+    options = {"weight": torch.rand(5), "pos_weight": torch.rand(3, 1), "reduction": "sum"}
+    head, linear = fl.LinearBCEWithLogitsLoss(4, 5, bias, **options), torch.nn.Linear(4, 5, bias)
+    linear.load_state_dict(head.state_dict())
+    head.load_state_dict(linear.state_dict())
+    x, target = torch.randn(3, 4), torch.rand(3, 5)
+    criterion = torch.nn.BCEWithLogitsLoss(**options)
+    torch.testing.assert_close(head(x, target), criterion(linear(x), target))
+    torch.testing.assert_close(head.logits(x), linear(x))
+    torch.testing.assert_close(head.predict_proba(x), linear(x).sigmoid())
+    assert {n for n, _ in head.named_buffers()} == {"loss_weight", "pos_weight"}
+    assert "in_features=4" in repr(head) and "reduction='sum'" in repr(head)
+
+
+# ---- Errors -------------------------------------------------------------------------------------------------------
+
+OP = "linear_binary_cross_entropy: expected "
+X, W, Y = torch.randn(8, 3), torch.randn(5, 3), torch.rand(8, 5)
+
+
+@pytest.mark.parametrize(
+    "arguments,options,error,message",
+    [
+        ((X, W, Y[0]), {}, ValueError, "target of shape [8, 5], got [5]"),
+        ((X, W, Y.t()), {}, ValueError, "target of shape [8, 5], got [5, 8]"),
+        ((X, W[0], Y), {}, ValueError, "target of shape [8], got [8, 5]"),
+        ((X, W[:1], Y[:, 0]), {}, ValueError, "target of shape [8, 1], got [8]"),
+        ((X, W[:, :2], Y), {}, ValueError, "input of 2 features (linear_weight is [5, 2]), got [8, 3]"),
+        ((X, W[None], Y), {}, ValueError, "linear_weight of shape [labels, features] or [features], got [1, 5, 3]"),
+        ((X[0, 0], W, Y), {}, ValueError, "input of shape [..., features], got []"),
+        ((X, W, Y), {"linear_bias": torch.ones(4)}, ValueError, "linear_bias of shape [5], got [4]"),
+        ((X, W, Y), {"linear_bias": torch.ones(1)}, ValueError, "linear_bias of shape [5], got [1]"),
+        ((X, W[0], Y[:, 0]), {"linear_bias": torch.ones(2)}, ValueError, "linear_bias of shape [1] or [], got [2]"),
+        ((X, W.double(), Y), {}, TypeError, "linear_weight of the input's dtype Float, got Double"),
+        ((X, W, Y), {"linear_bias": torch.ones(5).half()}, TypeError, "linear_bias of the input's dtype Float, got"),
+        ((X.long(), W.long(), Y), {}, NotImplementedError, "input of dtype float64, float32, float16 or bfloat16, got"),
+        ((X, W, Y), {"weight": torch.ones(8)}, RuntimeError, "weight of a shape that broadcasts to [8, 5], got [8]"),
+        ((X, W, Y), {"pos_weight": torch.ones(2, 8, 5)}, RuntimeError, "pos_weight of a shape that broadcasts to [8, 5]"),
+        ((X, W, Y), {"reduction": "average"}, ValueError, "reduction 'none', 'mean' or 'sum', got 'average'"),
+        ((X, W, Y), {"label_smoothing": 1.5}, ValueError, "label_smoothing between 0 and 1, got 1.5"),
+        ((X, W, Y), {"chunk_bytes": 0}, ValueError, "chunk_bytes > 0, got 0"),
+        ((X, W, 1.0), {}, TypeError, "target to be a torch.Tensor, got float"),
+        (([1.0], W, Y), {}, TypeError, "input to be a torch.Tensor, got list"),
+        ((X, W, Y), {"weight": 2.0}, TypeError, "weight to be a torch.Tensor, got float"),
+        ((X, W, Y.to_sparse()), {}, ValueError, "target of layout torch.strided or torch.sparse_csr, got torch.sparse_coo"),
+        ((X, W, Y.to_sparse_csc()), {}, ValueError, "target of layout torch.strided or torch.sparse_csr, got"),
+        ((X, W, Y[:, :4].to_sparse_csr()), {}, ValueError, "target of shape [8, 5], got [8, 4]"),
+        ((X[None], W, Y.to_sparse_csr()), {}, ValueError, "target of shape [1, 8, 5], got [8, 5]"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)  # fmt: skip
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_message(arguments, options, error, message, requires_grad):
+    if requires_grad and isinstance(arguments[0], torch.Tensor) and arguments[0].is_floating_point():
+        arguments = (arguments[0].clone().requires_grad_(), *arguments[1:])
+    with pytest.raises(error, match=re.escape(OP + message)):
+        fl.linear_binary_cross_entropy(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    "crow,col,message",
+    [
+        ([0, 1, 3], [0, 1], "crow_indices of a sparse target that rise from 0 to 2"),
+        ([0, 2, 1], [0, 1], "crow_indices of a sparse target that rise from 0 to 2"),
+        ([1, 1, 2], [0, 1], "crow_indices of a sparse target that rise from 0 to 2"),
+        ([0, 1, 2], [0, 5], "column indices of a sparse target in [0, 5)"),
+        ([0, 1, 2], [-1, 0], "column indices of a sparse target in [0, 5)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_wrong_indices(crow, col, message):
+    target = torch.sparse_csr_tensor(crow, col, torch.ones(2), (2, 5), check_invariants=False)
+    with pytest.raises(ValueError, match=re.escape(OP + message)):
+        fl.linear_binary_cross_entropy(X[:2], W, target)

@@ -1,0 +1,181 @@
+"""The layer under torch.func, vmap, forward-mode AD, torch.compile and autocast, against the composed graph."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+
+import fused_logistic as fl
+from tests.test_linear import assert_same, layer, step, torchs
+
+REDUCTIONS = ["none", "mean", "sum"]
+OURS_AND_TORCHS = (fl.linear_binary_cross_entropy, torchs)
+
+
+def functions(labels, reduction="mean"):
+    """Ours and torch's as functions of (input, linear_weight, linear_bias), and their operands."""
+    x, w, b, shape = layer((4,), 3, labels)
+    target = torch.rand(shape, dtype=torch.double)
+    losses = [
+        lambda x, w, b, f=f: (f(x, w, target, linear_bias=b, reduction=reduction) ** 2).sum() for f in OURS_AND_TORCHS
+    ]
+    return losses, tuple(t.detach() for t in (x, w, b))
+
+
+@pytest.mark.parametrize("transform", ["grad", "jacrev", "jacfwd", "hessian", "jvp", "grad of grad", "dual"])
+@pytest.mark.parametrize("labels", [None, 1, 3])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_transforms(reduction, labels, transform):
+    losses, operands = functions(labels, reduction)
+    every = (0, 1, 2)
+
+    def dual(f):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(f(*(forward_ad.make_dual(t, t.cos()) for t in operands))).tangent
+
+    results = []
+    for f in losses:
+        out = {
+            "grad": lambda f=f: grad(f, every)(*operands),
+            "jacrev": lambda f=f: jacrev(f, every)(*operands),
+            "jacfwd": lambda f=f: jacfwd(f, every)(*operands),
+            "hessian": lambda f=f: hessian(f, every)(*operands),
+            "jvp": lambda f=f: jvp(f, operands, tuple(t.cos() for t in operands)),
+            "grad of grad": lambda f=f: grad(lambda *t: grad(f, 1)(*t).sin().sum(), every)(*operands),
+            "dual": lambda f=f: dual(f),
+        }[transform]()
+        results.append(torch.utils._pytree.tree_leaves(out))
+    assert all(t.abs().max() > 0 for t in results[0])
+    assert_same(*results, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("labels", [None, 1, 3])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_vmap(reduction, labels):
+    """Over samples, over models, and the gradient of each."""
+    x, w, b, shape = (t.detach() if isinstance(t, torch.Tensor) else t for t in layer((4,), 3, labels))
+    target = torch.rand(5, *shape, dtype=torch.double)
+    xs, ws = torch.randn(5, 4, 3, dtype=torch.double), torch.randn(*w.shape, 5, dtype=torch.double)
+    results = []
+    for f in OURS_AND_TORCHS:
+        loss = lambda x, w, y, f=f: f(x, w, y, linear_bias=b, reduction=reduction)  # noqa: E731
+        total = lambda x, w, y, loss=loss: loss(x, w, y).sum()  # noqa: E731
+        results.append(
+            [
+                vmap(loss, (0, None, 0))(xs, w, target),
+                vmap(loss, (None, -1, None))(x, ws, target[0]),
+                *vmap(grad(total, (0, 1)), (0, -1, 0))(xs, ws, target),
+            ]
+        )
+    assert_same(*results, rtol=1e-10, atol=1e-12)
+
+
+def test_per_sample_gradients_of_the_module():
+    head = fl.LinearBCEWithLogitsLoss(3, 2).double()
+    x, target = torch.randn(6, 3, dtype=torch.double), torch.rand(6, 2, dtype=torch.double)
+    parameters = {n: p.detach() for n, p in head.named_parameters()}
+    loss = lambda p, x, y: functional_call(head, p, (x, y))  # noqa: E731
+    batched = vmap(grad(loss), (None, 0, 0))(parameters, x, target)
+    for i in range(6):
+        head.zero_grad()
+        head(x[i], target[i]).backward()
+        torch.testing.assert_close(batched["weight"][i], head.weight.grad, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(batched["bias"][i], head.bias.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_is_grads_batched():
+    results = []
+    x, w, b, shape = layer((4,), 3, 2)
+    target = torch.rand(shape, dtype=torch.double)
+    for f in OURS_AND_TORCHS:
+        loss = f(x, w, target, linear_bias=b, reduction="none")
+        basis = torch.eye(loss.numel(), dtype=torch.double).reshape(-1, *loss.shape)
+        results.append(torch.autograd.grad(loss, (x, w, b), basis, is_grads_batched=True))
+    assert_same(*results)
+
+
+# ---- torch.compile ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("labels", [None, 1, 3])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_compiled(reduction, labels, dynamic, backend):
+    """One graph, for all sizes where they are dynamic; with an operand that the Function does not differentiate too."""
+    for weight_requires_grad in (False, True):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend(backend)
+
+        def ours(x, w, target, linear_bias, weight):
+            return fl.linear_binary_cross_entropy(x * 2, w, target, linear_bias=linear_bias, weight=weight,
+                                                  reduction=reduction)  # fmt: skip
+
+        compiled = torch.compile(ours, fullgraph=True, dynamic=dynamic, backend=counter)
+        for rows in (4, 7, 33) if dynamic else (4,):
+            x, w, b, shape = layer((rows,), 3, labels)
+            b = b.detach().reshape(-1).requires_grad_()
+            target = torch.rand(shape, dtype=torch.double)
+            weight = torch.rand(1, dtype=torch.double, requires_grad=weight_requires_grad)
+            results = [step(f, x, w, b, target, weight=weight) for f in (compiled, ours)]
+            assert_same(*results)
+            assert all(t.abs().max() > 0 for t in results[0])
+        # Inductor guards on the sizes of the composition's own products
+        if backend != "inductor" or not weight_requires_grad:
+            assert counter.frame_count == 1
+
+
+def test_compiled_training_of_the_module():
+    weights = []
+    for compile_it in (True, False):
+        torch.manual_seed(3)
+        head = fl.LinearBCEWithLogitsLoss(6, 2, pos_weight=torch.tensor([1.0, 3.0]))
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.5)
+        x, y = torch.randn(20, 6), torch.randint(0, 2, (20, 2))
+        function = torch.compile(head, fullgraph=True, backend="aot_eager") if compile_it else head
+        for _ in range(5):
+            optimizer.zero_grad()
+            function(x, y).backward()
+            optimizer.step()
+        weights.append(head.weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-7)
+
+
+# ---- Autocast -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("labels", [1, 5])
+@pytest.mark.parametrize("target_dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_autocast(dtype, target_dtype, labels, compiled):
+    """torch's dtypes: products in bf16 (fp64 stays), the loss in fp32, gradients in the parameters' dtypes."""
+    x, w, b, shape = layer((30,), 16, labels, dtype=dtype)
+    target = torch.randint(0, 2, shape).to(target_dtype)
+    ours = fl.linear_binary_cross_entropy
+    if compiled:
+        ours = torch.compile(ours, fullgraph=True, backend="aot_eager")
+
+    def under_autocast(function):
+        for t in (x, w, b):
+            t.grad = None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = function()
+        loss.backward()
+        return loss.detach(), x.grad, w.grad, b.grad
+
+    results = [
+        under_autocast(lambda: ours(x, w, target, linear_bias=b)),
+        under_autocast(lambda: fl.binary_cross_entropy_with_logits(F.linear(x, w, b), target)),
+    ]
+    eps = torch.finfo(torch.bfloat16 if dtype != torch.float64 else torch.float64).eps
+    for a, c in zip(*results, strict=True):
+        assert a.dtype == c.dtype and a.shape == c.shape
+        assert (a.double() - c.double()).abs().max() <= 8 * eps * c.double().abs().max()
