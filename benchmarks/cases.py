@@ -75,6 +75,6 @@ def register(source: Callable[[Plan], Iterable[Case]]) -> Callable[[Plan], Itera
 
 
 def all_cases(plan: Plan) -> list[Case]:
-    from . import providers  # noqa: F401 - imported to register its cases
+    from . import linear, providers  # noqa: F401 - imported to register their cases
 
     return [case for source in _sources for case in source(plan)]

@@ -1,150 +1,135 @@
-"""The whole layer, a training step (forward and backward, gradients freed each step), against its limits and rivals.
-
-    python -m benchmarks.linear [--quick] [--csv FILE]
-
-* one label, X 2^18 x 512: the limit is one read of X, ``X.sum()``;
-* many labels, 4096 samples, 512 features, 30,000 labels: the limit is the three matrix products, chunk by chunk;
-* 1,000,000 labels, batch 64, 128 features, sparse targets: eager torch needs the dense target and the whole logits.
-All candidates of a case are timed in turn on the same tensors.
-"""
+"""The whole layer in its three shapes: one label, many labels, a million labels with sparse targets."""
 
 from __future__ import annotations
 
-import argparse
-import csv
-import platform
-import warnings
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import fused_logistic as fl
 
-from .timing import Timing, interleaved
+from .cases import Case, Plan, register
 
-Providers = dict[str, Callable[[], object]]
-CHUNK_BYTES = 32 << 20
+KERNEL = "linear_binary_cross_entropy"
+CHUNK_BYTES = 32 << 20  # of logits: ours by default
+Step = Callable[[], object]
 
 
-def _step(loss: Callable[[], torch.Tensor], leaves: list[torch.Tensor]) -> Callable[[], None]:
+def _step(loss: Callable[..., Tensor], leaves: tuple[Tensor, ...], target: Tensor) -> Step:
+    """Forward and backward; the gradients are dropped each time, as a training loop does it."""
+
     def run() -> None:
-        loss().backward()
+        loss(*leaves, target).backward()
         for leaf in leaves:
             leaf.grad = None
 
     return run
 
 
-def single_output(rows: int = 1 << 18, features: int = 512) -> Providers:
-    """Name -> one step of a layer with one label; "limit" reads X once."""
+def _ours(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    return fl.linear_binary_cross_entropy(x, weight, target, linear_bias=bias)
+
+
+def _eager(x: Tensor, weight: Tensor, bias: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(F.linear(x, weight, bias), target)
+
+
+def _tensors(rows: int, features: int, labels: int, device: str, grad_of_x: bool) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, features, generator=generator)
-    w = (torch.randn(1, features, generator=generator) / features**0.5).requires_grad_()
-    b = torch.zeros(1, requires_grad=True)
-    y = torch.randint(0, 2, (rows, 1), generator=generator).float()
+    x = torch.randn(rows, features, generator=generator).to(device).requires_grad_(grad_of_x)
+    weight = torch.randn(labels, features, generator=generator).mul_(features**-0.5).to(device).requires_grad_()
+    return x, weight, torch.zeros(labels, device=device).requires_grad_()
+
+
+def one_label(rows: int, features: int, device: str) -> dict[str, Step]:
+    """Logistic regression: the features need no gradient. The limit is one read of them."""
+    x, weight, bias = leaves = _tensors(rows, features, 1, device, grad_of_x=False)
+    target = (torch.rand(rows, 1, device=device) < 0.5).float()
+    torch._dynamo.reset()
     return {
-        "limit": lambda: x.sum(),
-        "fused": _step(lambda: fl.linear_binary_cross_entropy(x, w, y, linear_bias=b), [w, b]),
-        "eager": _step(lambda: F.binary_cross_entropy_with_logits(F.linear(x, w, b), y), [w, b]),
+        "fused": _step(_ours, leaves, target),
+        "eager": _step(_eager, leaves, target),
+        "compile": _step(torch.compile(_eager, dynamic=False), leaves, target),
+        "read": x.sum,
     }
 
 
-def many_labels(rows: int = 4096, features: int = 512, labels: int = 30_000) -> Providers:
-    """Name -> one step of a layer with many labels; "limit" is the three products in chunks of the same size."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, features, generator=generator).requires_grad_()
-    w = (torch.randn(labels, features, generator=generator) / features**0.5).requires_grad_()
-    y = (torch.rand(rows, labels, generator=generator) < 0.01).float()
-    width = min(CHUNK_BYTES // 4 // rows, labels)
-    chunk, grad_x, grad_w = torch.empty(rows * width), torch.empty(rows, features), torch.empty(labels, features)
+def _products(x: Tensor, weight: Tensor, rows: int) -> None:
+    """The three matrix products that a step cannot do without, in chunks of rows as ours."""
+    x_grad, weight_grad = torch.empty_like(x), torch.zeros_like(weight)
+    for begin in range(0, len(x), rows):
+        part = x[begin : begin + rows]
+        logits = part @ weight.T
+        torch.mm(logits, weight, out=x_grad[begin : begin + rows])
+        weight_grad.addmm_(logits.T, part)
 
-    @torch.no_grad()
-    def products() -> None:
-        for begin in range(0, labels, width):
-            part = w[begin : begin + width]
-            z = chunk[: rows * len(part)].view(rows, len(part))
-            torch.mm(x, part.t(), out=z)
-            torch.mm(z.t(), x, out=grad_w[begin : begin + width])
-            if begin == 0:
-                torch.mm(z, part, out=grad_x)
-            else:
-                grad_x.addmm_(z, part)
 
+def many_labels(rows: int, features: int, labels: int, device: str) -> dict[str, Step]:
+    x, weight, _ = leaves = _tensors(rows, features, labels, device, grad_of_x=True)
+    target = (torch.rand(rows, labels, device=device) < 0.01).float()
+    chunk = max(1, CHUNK_BYTES // (4 * labels))
     return {
-        "limit": products,
-        "fused": _step(lambda: fl.linear_binary_cross_entropy(x, w, y, chunk_bytes=CHUNK_BYTES), [x, w]),
-        "eager": _step(lambda: F.binary_cross_entropy_with_logits(F.linear(x, w), y), [x, w]),
+        "fused": _step(_ours, leaves, target),
+        "eager": _step(_eager, leaves, target),
+        "products": functools.partial(_products, x.detach(), weight.detach(), chunk),
     }
 
 
-def extreme(rows: int = 64, features: int = 128, labels: int = 1_000_000, positives: int = 20) -> Providers:
-    """Name -> one step with sparse targets; "limit" reads the weights and writes their gradient."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, features, generator=generator).requires_grad_()
-    w = torch.zeros(labels, features).requires_grad_()
-    column = torch.randint(0, labels, (rows * positives,), generator=generator)
-    crow = torch.arange(0, rows * positives + 1, positives)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        y = torch.sparse_csr_tensor(crow, column, torch.ones(len(column)), (rows, labels), check_invariants=False)
-    out = torch.empty(labels, features)
-    return {
-        "limit": lambda: torch.mul(w.detach(), 2, out=out),
-        "fused": _step(lambda: fl.linear_binary_cross_entropy(x, w, y), [x, w]),
-    }
+def sparse_labels(rows: int, features: int, labels: int, positives: int, device: str) -> dict[str, Step]:
+    """Extreme multi-label classification. Eager torch needs the target dense."""
+    leaves = _tensors(rows, features, labels, device, grad_of_x=True)
+    columns = torch.randint(0, labels, (rows, positives), device=device).sort(1).values
+    starts = torch.arange(0, rows * positives + 1, positives, device=device)
+    ones = torch.ones(rows * positives, device=device)
+    sparse = torch.sparse_csr_tensor(starts, columns.flatten(), ones, (rows, labels))
+    dense = torch.zeros(rows, labels, device=device).scatter_(1, columns, 1.0)
+    return {"fused": _step(_ours, leaves, sparse), "eager": _step(_eager, leaves, dense)}
 
 
-CASES: dict[str, Callable[[], Providers]] = {"single": single_output, "many": many_labels, "extreme": extreme}
-
-
-def report(case: str, times: dict[str, Timing]) -> list[dict[str, object]]:
-    fused = times["fused"].median
-    print(f"{case:>8}  fused {fused * 1e3:9.1f} ms = {fused / times['limit'].median:5.2f} x limit", end="")
-    print(
-        "".join(f";  {name} {t.median / fused:.2f} x fused" for name, t in times.items() if name == "eager"), flush=True
+@register
+def cases(plan: Plan) -> Iterator[Case]:
+    rows, features = (1 << 18, 512) if plan.full else (1 << 16, 256)
+    yield Case(
+        kernel=KERNEL,
+        mode="full",
+        x_value=rows,
+        x_name="rows",
+        x_label=f"one label, {features} features",
+        device=plan.device,
+        candidates=functools.partial(one_label, rows, features, plan.device),
+        rounds=plan.rounds(expensive=plan.full),
+        bytes=4 * rows * features,
+        targets={"read": 1 / 1.3, "eager": 4.0} if plan.full else {},
+        memory=("fused", "eager"),
     )
-    return [
-        {
-            "kernel_name": "linear_binary_cross_entropy",
-            "kernel_provider": provider,
-            "kernel_operation_mode": "full",
-            "dtype": "float32",
-            "x_name": "case",
-            "x_value": case,
-            "metric_name": "speed",
-            "metric_unit": "ms",
-            "y_value_20": timing.low * 1e3,
-            "y_value_50": timing.median * 1e3,
-            "y_value_80": timing.high * 1e3,
-        }
-        for provider, timing in times.items()
-    ]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--csv", help="write the figures to this file")
-    parser.add_argument("--case", choices=CASES, action="append", help="only this case")
-    options = parser.parse_args()
-    from fused_logistic import _C
-
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, "
-        f"instruction set {_C.isa()}; whole steps, reduction mean"
+    rows, features, labels = (4096, 512, 30_000) if plan.full else (512, 256, 8192)
+    yield Case(
+        kernel=KERNEL,
+        mode="full",
+        x_value=labels,
+        x_name="labels",
+        x_label=f"{labels:,} labels, {rows} rows, {features} features",
+        device=plan.device,
+        candidates=functools.partial(many_labels, rows, features, labels, plan.device),
+        rounds=5,
+        targets={"products": 1 / 1.05, "eager": 1.7} if plan.full else {},
+        memory=("fused", "eager"),
+        # beyond the gradients of input, weight and bias
+        memory_target=(64 << 20) + 4 * (rows * features + labels * (features + 1)),
     )
-    rows = []
-    for case in options.case or CASES:
-        rounds = (15 if case == "single" else 5) if options.quick else (31 if case == "single" else 11)
-        rows += report(case, interleaved(CASES[case](), rounds, label=case))
-    if options.csv:
-        with open(options.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
-        print(f"figures written to {options.csv}")
-
-
-if __name__ == "__main__":
-    main()
+    rows, features, labels = (64, 128, 1_000_000) if plan.full else (64, 64, 100_000)
+    yield Case(
+        kernel=KERNEL,
+        mode="full",
+        x_value=labels,
+        x_name="sparse labels",
+        x_label=f"{labels:,} labels with sparse targets, {rows} rows, {features} features",
+        device=plan.device,
+        candidates=functools.partial(sparse_labels, rows, features, labels, 10, plan.device),
+        rounds=5,
+        memory=("fused", "eager"),
+        memory_target=(256 << 20) + 4 * (rows * features + labels * (features + 1)),
+    )
