@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -135,7 +137,7 @@ def linear_binary_cross_entropy(
     return _compiled(tensors, options)
 
 
-def _compiled(tensors: tuple[Tensor | None, ...], options: tuple[object, ...]) -> Tensor:
+def _compiled(tensors: tuple[Any, ...], options: tuple[object, ...]) -> Tensor:
     """What torch.compile captures: autocast's casts outside of the Function, so that autograd sees them."""
     input, _, _, target, _, _, weight, pos_weight = tensors
     dtype = None

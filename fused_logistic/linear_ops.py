@@ -48,8 +48,8 @@ def _fake_linear_bce(input, linear_weight, linear_bias, target, crow, col, weigh
     return input.new_empty(shape if reduction == ops.NONE else (), dtype=dtype)
 
 
-def _fake_grads(input, linear_weight, linear_bias, output_mask):
-    likes = (input, linear_weight, linear_bias)
+def _fake_grads(likes, output_mask):
+    input = likes[0]
     return tuple(
         input.new_empty(like.shape) if wanted and like is not None else input.new_empty((0,))
         for like, wanted in zip(likes, output_mask, strict=True)
@@ -58,12 +58,12 @@ def _fake_grads(input, linear_weight, linear_bias, output_mask):
 
 def _fake_linear_bce_with_grad(*args):
     *shared, output_mask = args
-    return _fake_linear_bce(*shared), *_fake_grads(*shared[:3], output_mask)
+    return _fake_linear_bce(*shared), *_fake_grads(shared[:3], output_mask)
 
 
 def _fake_linear_bce_backward(grad_output, *args):
     *shared, output_mask = args
-    return _fake_grads(*shared[:3], output_mask)
+    return _fake_grads(shared[:3], output_mask)
 
 
 torch.library.register_fake("fused_logistic::linear_bce", _fake_linear_bce)
