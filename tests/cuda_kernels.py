@@ -1,4 +1,4 @@
-"""Runs the CUDA kernels in the PTX interpreter on torch CPU tensors: a stand-in for csrc/cuda/launch.cu."""
+"""Runs the CUDA kernels in the PTX interpreter on torch CPU tensors: a stand-in for csrc/cuda/launch.cpp."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from enum import IntEnum
 from pathlib import Path
 
 import torch
+from conftest import same_bits
 from ptx import Memory, load_file, toolchain
 
 from fused_logistic import _C
@@ -15,6 +16,7 @@ CSRC = Path(__file__).parents[1] / "csrc"
 FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-fmad=false")
 Output = IntEnum("Output", "LossSum LossSumAndGrad Loss Count GradLogits GradTarget GradWeight GradPosWeight", start=0)
 SUMS = (Output.LossSum, Output.LossSumAndGrad, Output.Count)
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 CODES = {
     torch.float64: 0,
     torch.float32: 1,
@@ -217,3 +219,44 @@ def cancelling(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     logits[:, half : 2 * half] = logits[:, :half]
     target[:, half:] = 2  # the loss is about z for a target of 0, and -z for 2
     return logits, target
+
+
+# ---- Cases, and the comparison with the CPU ------------------------------------------------------------------------
+
+SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 6e-8, 20, -20, 88, -88, 104, -104, 700, -746, 6e4, -6e4]
+
+
+def name(value):
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else getattr(value, "name", str(value))
+
+
+def make_logits(shape, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 5 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    flat = logits.view(-1)
+    for i, value in enumerate(SPECIAL[: flat.numel() // 2]):
+        flat[(i * 97 + seed) % flat.numel()] = value
+    return logits.to(dtype)
+
+
+def make_target(shape, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed + 1)
+    if dtype.is_floating_point:
+        soft = torch.rand(shape, generator=generator, dtype=torch.float64)
+        return torch.where(soft < 0.3, 0.0, torch.where(soft > 0.7, 1.0, soft)).to(dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(dtype)
+
+
+def check(result, expected):
+    if expected.sum is not None:
+        assert same_bits(result.sum.reshape(()), expected.sum.double())
+    if expected.out is not None:
+        assert same_bits(result.out, expected.out)
+
+
+def compare(kernels, output, logits, target, **options):
+    if output >= Output.GradLogits and options.get("grad_output") is None:
+        options["grad_output"] = make_logits(logits.shape, logits.dtype, seed=9)
+    result = run(kernels, output, logits, target, **options)
+    check(result, on_cpu(output, logits, target, **options))
+    return result

@@ -20,61 +20,43 @@ try:
 except toolchain.ToolchainMissing as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-from cuda_kernels import CODES, CPP, CSRC, SUMS, Launch, Operand, Output, Problem, cancelling, load, on_cpu, place, run  # noqa: E402
+from cuda_kernels import (  # noqa: E402
+    CODES,
+    CPP,
+    CSRC,
+    FLOATS,
+    SUMS,
+    Launch,
+    Operand,
+    Output,
+    Problem,
+    cancelling,
+    check,
+    compare,
+    load,
+    make_logits,
+    make_target,
+    name,
+    on_cpu,
+    place,
+    run,
+)
 from ptx import Memory, PtxError  # noqa: E402
 
 from fused_logistic import _C  # noqa: E402
 
 FULL_ARCH, SAMPLE_ARCHS = 80, [75, 90, 120]
 SAMPLE = Path(__file__).with_name("cuda_sample.cu")
-FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 PLAIN = [(z, y) for z in FLOATS for y in (z, torch.bool, torch.int64)] + [
     (torch.float16, torch.float32),
     (torch.bfloat16, torch.float32),
 ]
 PLAIN_OUTPUTS = [Output.LossSum, Output.LossSumAndGrad, Output.Loss, Output.GradLogits]
-SPECIAL = [0.0, -0.0, 1e-45, -1e-40, 6e-8, 20, -20, 88, -88, 104, -104, 700, -746, 6e4, -6e4]
 
 
 @pytest.fixture(scope="module")
 def kernels():
     return load(FULL_ARCH)
-
-
-def name(value):
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else getattr(value, "name", str(value))
-
-
-def make_logits(shape, dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    logits = 5 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    flat = logits.view(-1)
-    for i, value in enumerate(SPECIAL[: flat.numel() // 2]):
-        flat[(i * 97 + seed) % flat.numel()] = value
-    return logits.to(dtype)
-
-
-def make_target(shape, dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed + 1)
-    if dtype.is_floating_point:
-        soft = torch.rand(shape, generator=generator, dtype=torch.float64)
-        return torch.where(soft < 0.3, 0.0, torch.where(soft > 0.7, 1.0, soft)).to(dtype)
-    return torch.randint(0, 2, shape, generator=generator).to(dtype)
-
-
-def check(result, expected):
-    if expected.sum is not None:
-        assert same_bits(result.sum.reshape(()), expected.sum.double())
-    if expected.out is not None:
-        assert same_bits(result.out, expected.out)
-
-
-def compare(kernels, output, logits, target, **options):
-    if output >= Output.GradLogits and options.get("grad_output") is None:
-        options["grad_output"] = make_logits(logits.shape, logits.dtype, seed=9)
-    result = run(kernels, output, logits, target, **options)
-    check(result, on_cpu(output, logits, target, **options))
-    return result
 
 
 # ---- Kernels for plain problems ------------------------------------------------------------------------------------
