@@ -130,9 +130,11 @@ Layer::Layer(const LinearArguments& a, const OptionalTensor& grad_out) : argumen
   linear_weight = many ? a.linear_weight : a.linear_weight.unsqueeze(0);
   if (a.linear_bias.has_value()) bias = a.linear_bias->reshape({labels});
   sparse = a.sparse() && labels != 1;
-  if (a.sparse()) {
+  if (sparse) {
     check_indices(*a.crow_indices, *a.col_indices, labels);
-    target = sparse ? a.target : dense_target(a);  // one column is as small as the sparse one
+    target = a.target;
+  } else if (a.sparse()) {
+    target = dense_target(a);  // one column is as small as the sparse one
   } else {
     target = a.target.reshape({rows, labels});
   }
@@ -156,11 +158,18 @@ Positives::Positives(const LinearArguments& a, int64_t rows, int64_t labels) {
   column = sorted - row * labels;
 }
 
+// Whether the dtype has the value: comparing with a tensor of it, torch would wrap the value to one that may be there.
+static bool holds(at::ScalarType type, int64_t value) {
+  if (!at::isIntegralType(type, /*includeBool=*/false) || type == at::kLong) return true;
+  const int64_t bits = 8 * int64_t(c10::elementSize(type)), half = int64_t(1) << (bits - 1);
+  return type == at::kByte ? value >= 0 && value < 2 * half : value >= -half && value < half;
+}
+
 double mean_count(const Layer& layer, const Positives* positives) {
   const LinearArguments& a = layer.arguments;
   if (a.reduction != at::Reduction::Mean) return 1;
   const double all = double(layer.rows) * double(layer.labels);
-  if (!a.ignore_index.has_value()) return all;
+  if (!a.ignore_index.has_value() || !holds(a.target.scalar_type(), *a.ignore_index)) return all;
   const at::Scalar ignored(*a.ignore_index);
   if (positives != nullptr) {
     if (*a.ignore_index == 0) return double(positives->value.ne(0).sum().item<int64_t>());
@@ -178,6 +187,7 @@ double mean_count(const Layer& layer, const Positives* positives) {
 Tensor dense_target(const LinearArguments& a) {
   if (!a.sparse()) return a.target;
   const int64_t rows = a.input.size(0), labels = a.linear_weight.size(0), count = a.col_indices->numel();
+  check_indices(*a.crow_indices, *a.col_indices, labels);
   const Tensor row = at::repeat_interleave(at::arange(rows, a.crow_indices->options().dtype(at::kLong)),
                                            a.crow_indices->diff(), 0, count);
   const Tensor place = row * labels + a.col_indices->to(at::kLong);

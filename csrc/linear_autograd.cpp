@@ -55,11 +55,13 @@ Grads composite_linear_backward(const Tensor& grad_output, const LinearArguments
   const Tensor absent = at::empty({0}, a.input.options());
   if (a.linear_weight.dim() == 1) grad = grad.unsqueeze(-1);  // [..., labels]
   const Tensor weight = a.linear_weight.dim() == 1 ? a.linear_weight.unsqueeze(0) : a.linear_weight;
-  const Tensor rows = grad.reshape_symint({-1, weight.sym_size(0)});
-  const Tensor input = a.input.reshape_symint({rows.sym_size(0), a.input.sym_size(-1)});
+  c10::SymInt count = 1;  // not -1 in the shape, which is ambiguous without labels
+  for (int64_t i = 0; i < a.input.dim() - 1; ++i) count *= a.input.sym_size(i);
+  const Tensor rows = grad.reshape_symint({count, weight.sym_size(0)});
+  const Tensor input = a.input.reshape_symint({count, a.input.sym_size(-1)});
   return {mask[0] ? at::matmul(grad, weight) : absent,
           mask[1] ? at::mm(rows.t(), input).reshape_symint(a.linear_weight.sym_sizes()) : absent,
-          mask[2] ? rows.sum(0).reshape_symint(a.linear_bias->sym_sizes()) : absent};
+          mask[2] && a.linear_bias.has_value() ? rows.sum(0).reshape_symint(a.linear_bias->sym_sizes()) : absent};
 }
 
 LossAndGrads composite_linear_with_grad(const LinearArguments& a, GradMask mask) {

@@ -118,7 +118,9 @@ def binary_cross_entropy_with_logits(
         reduction_enum = _unusual_reduction(size_average, reduce, reduction)
     if type(input) not in _PLAIN and is_dtensor(input) and reduction_enum == ops.MEAN:
         return sharded_mean(input, target, weight, pos_weight, mask, label_smoothing or 0.0, ignore_index)
-    function = BinaryCrossEntropyWithLogits.apply if torch.compiler.is_compiling() else ops.bce
+    # the Function computes the gradient in its forward pass, also where nobody can ask for it
+    captured = torch.compiler.is_compiling() and torch.is_grad_enabled()
+    function = BinaryCrossEntropyWithLogits.apply if captured else ops.bce
     return function(input, target, weight, pos_weight, mask, reduction_enum, label_smoothing or 0.0, ignore_index, None)
 
 
@@ -191,5 +193,7 @@ def sigmoid_focal_loss(
     focal = float(gamma), None if alpha == -1 else float(alpha)
     if type(inputs) not in _PLAIN and is_dtensor(inputs) and reduction_enum == ops.MEAN:
         return sharded_mean(inputs, targets, None, None, mask, 0.0, ignore_index, dtype, *focal)
-    function = BinaryCrossEntropyWithLogits.apply if torch.compiler.is_compiling() else ops.bce
+    # the Function computes the gradient in its forward pass, also where nobody can ask for it
+    captured = torch.compiler.is_compiling() and torch.is_grad_enabled()
+    function = BinaryCrossEntropyWithLogits.apply if captured else ops.bce
     return function(inputs, targets, None, None, mask, reduction_enum, 0.0, ignore_index, dtype, *focal)

@@ -148,4 +148,6 @@ def _compiled(tensors: tuple[Any, ...], options: tuple[object, ...]) -> Tensor:
         tensors = (*layer, *tensors[3:])
     others = any(t is not None and t.requires_grad for t in (target, weight, pos_weight))
     function = linear_ops.composed if others else LinearBinaryCrossEntropy.apply
+    if not torch.is_grad_enabled():  # the Function would compute gradients that nobody can ask for
+        function = linear_ops.linear_bce
     return function(*tensors, *options, dtype)

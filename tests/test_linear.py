@@ -1,7 +1,5 @@
 """The whole layer against the composed graph: values, gradients of every order, chunks, layouts, dtypes, errors."""
 
-import re
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -348,64 +346,3 @@ def test_module(bias):
     torch.testing.assert_close(head.predict_proba(x), linear(x).sigmoid())
     assert {n for n, _ in head.named_buffers()} == {"loss_weight", "pos_weight"}
     assert "in_features=4" in repr(head) and "reduction='sum'" in repr(head)
-
-
-# ---- Errors -------------------------------------------------------------------------------------------------------
-
-OP = "linear_binary_cross_entropy: expected "
-X, W, Y = torch.randn(8, 3), torch.randn(5, 3), torch.rand(8, 5)
-
-
-@pytest.mark.parametrize(
-    "arguments,options,error,message",
-    [
-        ((X, W, Y[0]), {}, ValueError, "target of shape [8, 5], got [5]"),
-        ((X, W, Y.t()), {}, ValueError, "target of shape [8, 5], got [5, 8]"),
-        ((X, W[0], Y), {}, ValueError, "target of shape [8], got [8, 5]"),
-        ((X, W[:1], Y[:, 0]), {}, ValueError, "target of shape [8, 1], got [8]"),
-        ((X, W[:, :2], Y), {}, ValueError, "input of 2 features (linear_weight is [5, 2]), got [8, 3]"),
-        ((X, W[None], Y), {}, ValueError, "linear_weight of shape [labels, features] or [features], got [1, 5, 3]"),
-        ((X[0, 0], W, Y), {}, ValueError, "input of shape [..., features], got []"),
-        ((X, W, Y), {"linear_bias": torch.ones(4)}, ValueError, "linear_bias of shape [5], got [4]"),
-        ((X, W, Y), {"linear_bias": torch.ones(1)}, ValueError, "linear_bias of shape [5], got [1]"),
-        ((X, W[0], Y[:, 0]), {"linear_bias": torch.ones(2)}, ValueError, "linear_bias of shape [1] or [], got [2]"),
-        ((X, W.double(), Y), {}, TypeError, "linear_weight of the input's dtype Float, got Double"),
-        ((X, W, Y), {"linear_bias": torch.ones(5).half()}, TypeError, "linear_bias of the input's dtype Float, got"),
-        ((X.long(), W.long(), Y), {}, NotImplementedError, "input of dtype float64, float32, float16 or bfloat16, got"),
-        ((X, W, Y), {"weight": torch.ones(8)}, RuntimeError, "weight of a shape that broadcasts to [8, 5], got [8]"),
-        ((X, W, Y), {"pos_weight": torch.ones(2, 8, 5)}, RuntimeError, "pos_weight of a shape that broadcasts to"),
-        ((X, W, Y), {"reduction": "average"}, ValueError, "reduction 'none', 'mean' or 'sum', got 'average'"),
-        ((X, W, Y), {"label_smoothing": 1.5}, ValueError, "label_smoothing between 0 and 1, got 1.5"),
-        ((X, W, Y), {"chunk_bytes": 0}, ValueError, "chunk_bytes > 0, got 0"),
-        ((X, W, 1.0), {}, TypeError, "target to be a torch.Tensor, got float"),
-        (([1.0], W, Y), {}, TypeError, "input to be a torch.Tensor, got list"),
-        ((X, W, Y), {"weight": 2.0}, TypeError, "weight to be a torch.Tensor, got float"),
-        ((X, W, Y.to_sparse()), {}, ValueError, "target of layout torch.strided or torch.sparse_csr, got"),
-        ((X, W, Y.to_sparse_csc()), {}, ValueError, "target of layout torch.strided or torch.sparse_csr, got"),
-        ((X, W, Y[:, :4].to_sparse_csr()), {}, ValueError, "target of shape [8, 5], got [8, 4]"),
-        ((X[None], W, Y.to_sparse_csr()), {}, ValueError, "target of shape [1, 8, 5], got [8, 5]"),
-    ],
-    ids=lambda v: v if isinstance(v, str) else "",
-)  # fmt: skip
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_message(arguments, options, error, message, requires_grad):
-    if requires_grad and isinstance(arguments[0], torch.Tensor) and arguments[0].is_floating_point():
-        arguments = (arguments[0].clone().requires_grad_(), *arguments[1:])
-    with pytest.raises(error, match=re.escape(OP + message)):
-        fl.linear_binary_cross_entropy(*arguments, **options)
-
-
-@pytest.mark.parametrize(
-    "crow,col,message",
-    [
-        ([0, 1, 3], [0, 1], "crow_indices of a sparse target that rise from 0 to 2"),
-        ([0, 2, 1], [0, 1], "crow_indices of a sparse target that rise from 0 to 2"),
-        ([1, 1, 2], [0, 1], "crow_indices of a sparse target that rise from 0 to 2"),
-        ([0, 1, 2], [0, 5], "column indices of a sparse target in [0, 5)"),
-        ([0, 1, 2], [-1, 0], "column indices of a sparse target in [0, 5)"),
-    ],
-)
-def test_wrong_indices(crow, col, message):
-    target = torch.sparse_csr_tensor(crow, col, torch.ones(2), (2, 5), check_invariants=False)
-    with pytest.raises(ValueError, match=re.escape(OP + message)):
-        fl.linear_binary_cross_entropy(X[:2], W, target)
