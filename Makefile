@@ -70,7 +70,7 @@ PYTEST := -m pytest -n auto --maxprocesses=4 --dist loadfile -m "not slow"
 test: $(STAMPS)/build $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests but the slow ones (PYTEST_ARGS=... goes to pytest)
 	@$(RUN) $(PYTEST) $(PYTEST_ARGS)
 
-slow: $(STAMPS)/build  ## run the tests that take more than ten seconds each: every float, 2^31 elements
+slow: $(STAMPS)/build  ## run the slow tests (ten minutes): every float, 2^31 elements (13 GB), Inductor, two processes
 	@$(RUN) -m pytest -m slow $(PYTEST_ARGS)
 
 # the interpreter's own tests, and those with planted faults: `make test` runs them, and they do not depend on torch

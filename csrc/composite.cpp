@@ -159,6 +159,7 @@ Tensor composite_backward(const Tensor& grad_output, const Arguments& a, Wrt wrt
 }
 
 std::tuple<Tensor, Tensor> composite_with_grad(const Arguments& a, DTypeArgument dtype) {
+  check_reduced("bce_with_grad", a.reduction);
   return {composite_loss(a, dtype), composite_backward(at::ones({}, a.logits.options()), a, Wrt::kLogits)};
 }
 

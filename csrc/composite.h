@@ -5,9 +5,6 @@
 
 namespace fused_logistic {
 
-// Which operand a derivative is taken with respect to (the int `wrt` of the schemas).
-enum class Wrt : int64_t { kLogits, kTarget, kWeight, kPosWeight };
-
 Tensor composite_loss(const Arguments& arguments, DTypeArgument dtype);
 std::tuple<Tensor, Tensor> composite_with_grad(const Arguments& arguments, DTypeArgument dtype);
 // d (reduced loss) / d wrt, elementwise, times grad_output.

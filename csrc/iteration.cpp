@@ -88,6 +88,25 @@ void check(const Arguments& a) {
                     ": expected alpha between 0 and 1, and gamma with it, got alpha ", *a.alpha);
 }
 
+void check_reduced(const char* op, int64_t reduction) {
+  TORCH_CHECK_VALUE(reduction == at::Reduction::Mean || reduction == at::Reduction::Sum, op,
+                    ": expected reduction 1 (mean) or 2 (sum), got ", reduction);
+}
+
+std::pair<Output, const Tensor&> derivative(const Arguments& a, int64_t wrt) {
+  switch (Wrt(wrt)) {
+    case Wrt::kLogits:
+      return {Output::kGradLogits, a.logits};
+    case Wrt::kTarget:
+      return {Output::kGradTarget, a.target};
+    case Wrt::kWeight:
+      return {Output::kGradWeight, a.weight.value()};
+    case Wrt::kPosWeight:
+      return {Output::kGradPosWeight, a.pos_weight.value()};
+  }
+  TORCH_CHECK_VALUE(false, "bce_backward: expected wrt between 0 and 3, got ", wrt);
+}
+
 at::ScalarType loss_dtype(const Arguments& a, DTypeArgument dtype) {
   if (dtype.has_value()) return *dtype;
   return is_floating(a.target.scalar_type()) ? a.target.scalar_type() : a.logits.scalar_type();
@@ -117,6 +136,12 @@ Iteration::Iteration(const Arguments& a) : op_(name(a)) {
   problem.gamma = a.gamma.value_or(0);
   problem.alpha = a.alpha.value_or(1);
   problem.alpha_opposite = a.alpha.has_value() ? 1 - *a.alpha : 1;
+}
+
+void Iteration::set_grad_output(const Tensor& grad_output) {
+  TORCH_CHECK(at::is_expandable_to(grad_output.sizes(), logits_.sizes()), "bce_backward: expected grad_output of a ",
+              "shape that broadcasts to ", logits_.sizes(), ", got ", grad_output.sizes());
+  problem.grad_output = operand(grad_output);
 }
 
 Tensor Iteration::allocate_out(at::ScalarType dtype) {

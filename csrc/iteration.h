@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <utility>
 
 #include "problem.h"
 
@@ -43,6 +44,15 @@ void check(const Arguments& arguments);
 // op: named in the error for a type that no kernel reads.
 DType dtype_of(at::ScalarType type, const char* op = "binary_cross_entropy_with_logits");
 
+// For the ops that give gradients with the loss, which is then a mean or a sum.
+void check_reduced(const char* op, int64_t reduction);
+
+// Which operand a derivative is taken with respect to (the int `wrt` of the schemas).
+enum class Wrt : int64_t { kLogits, kTarget, kWeight, kPosWeight };
+
+// The kernels' output that is the derivative with respect to an operand, and the operand, whose dtype it takes.
+std::pair<Output, const Tensor&> derivative(const Arguments& arguments, int64_t wrt);
+
 // The dtype of the loss, as torch's: the target's if it is a floating type, else the logits'.
 at::ScalarType loss_dtype(const Arguments& arguments, DTypeArgument dtype);
 
@@ -51,7 +61,7 @@ class Iteration {
  public:
   explicit Iteration(const Arguments& arguments);
 
-  void set_grad_output(const Tensor& grad_output) { problem.grad_output = operand(grad_output); }
+  void set_grad_output(const Tensor& grad_output);
   // A new tensor shaped and laid out as the logits; the problem's elementwise output.
   Tensor allocate_out(at::ScalarType dtype);
 

@@ -56,7 +56,11 @@ void check_indices(const Tensor& crow, const Tensor& column, int64_t labels) {
 }  // namespace
 
 void check(const LinearArguments& a) {
+  const auto check_dense = [](const char* name, const Tensor& t) {
+    TORCH_CHECK_VALUE(t.layout() == at::kStrided, kOp, ": expected ", name, " of layout torch.strided, got ", t.layout());
+  };
   const auto type = a.input.scalar_type();
+  check_dense("input", a.input);
   TORCH_CHECK_NOT_IMPLEMENTED(type == at::kDouble || type == at::kFloat || type == at::kHalf || type == at::kBFloat16,
                               kOp, ": expected input of dtype float64, float32, float16 or bfloat16, got ", type);
   TORCH_CHECK_VALUE(a.input.dim() >= 1, kOp, ": expected input of shape [..., features], got []");
@@ -67,6 +71,7 @@ void check(const LinearArguments& a) {
                     a.linear_weight.sym_size(-1), " features (linear_weight is ", a.linear_weight.sym_sizes(),
                     "), got ", a.input.sym_sizes());
   const auto check_like_input = [&](const char* name, const Tensor& t) {
+    check_dense(name, t);
     TORCH_CHECK_TYPE(t.scalar_type() == type, kOp, ": expected ", name, " of the input's dtype ", type, ", got ",
                      t.scalar_type());
     TORCH_CHECK(t.device() == a.input.device(), kOp, ": expected ", name, " on ", a.input.device(), ", got ",
@@ -89,9 +94,11 @@ void check(const LinearArguments& a) {
     TORCH_CHECK_VALUE(a.target.sym_sizes() == at::SymIntArrayRef(logits), kOp, ": expected target of shape ",
                       at::SymIntArrayRef(logits), ", got ", a.target.sym_sizes());
   }
+  dtype_of(a.target.scalar_type());  // or an error, even where there is nothing to read
   TORCH_CHECK(a.target.device() == a.input.device(), kOp, ": expected target on ", a.input.device(), ", got ",
               a.target.device());
   for (const auto& [name, tensor] : {std::pair("weight", &a.weight), std::pair("pos_weight", &a.pos_weight)}) {
+    if (tensor->has_value()) check_dense(name, **tensor);
     TORCH_CHECK(broadcasts(*tensor, logits), kOp, ": expected ", name, " of a shape that broadcasts to ",
                 at::SymIntArrayRef(logits), ", got ", (*tensor)->sym_sizes());
     TORCH_CHECK(!tensor->has_value() || (*tensor)->device() == a.input.device(), kOp, ": expected ", name, " on ",
@@ -217,8 +224,7 @@ Tensor linear_bce(FL_LINEAR_PARAMETERS) {
   return compute({FL_LINEAR_ARGUMENTS}, std::nullopt, {false, false, false}).loss;
 }
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_bce_with_grad(FL_LINEAR_PARAMETERS, GradMask output_mask) {
-  TORCH_CHECK_VALUE(reduction != at::Reduction::None, "linear_bce_with_grad: expected reduction 1 (mean) or 2 (sum), ",
-                    "got 0");
+  check_reduced("linear_bce_with_grad", reduction);
   LinearResult r = compute({FL_LINEAR_ARGUMENTS}, std::nullopt, output_mask);
   return {r.loss, r.grad_input, r.grad_weight, r.grad_bias};
 }

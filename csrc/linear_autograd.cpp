@@ -65,6 +65,7 @@ Grads composite_linear_backward(const Tensor& grad_output, const LinearArguments
 }
 
 LossAndGrads composite_linear_with_grad(const LinearArguments& a, GradMask mask) {
+  check_reduced("linear_bce_with_grad", a.reduction);
   return std::tuple_cat(std::make_tuple(composite_linear(a)),
                         composite_linear_backward(at::ones({}, a.input.options()), a, mask));
 }
@@ -76,6 +77,8 @@ LossAndGrads composite_linear_with_grad(const LinearArguments& a, GradMask mask)
 // computed in the backward pass, with grad_output: a mean divided by its count would find them underflowed, and three
 // products are too many to be thrown away under a loss scale.
 struct LinearBceFunction : torch::autograd::Function<LinearBceFunction> {
+  static constexpr std::array<const char*, 3> kGrads = {"grad_input", "grad_weight", "grad_bias"};
+
   static Tensor forward(AutogradContext* ctx, FL_LINEAR_PARAMETERS) {
     at::AutoDispatchBelowADInplaceOrView below;
     const GradMask mask = {requires_grad(input), requires_grad(linear_weight), requires_grad(linear_bias)};
@@ -90,7 +93,9 @@ struct LinearBceFunction : torch::autograd::Function<LinearBceFunction> {
     } else {
       auto [value, grad_input, grad_weight, grad_bias] = linear_bce_with_grad_op().call(FL_LINEAR_ARGUMENTS, mask);
       loss = std::move(value);
-      data["grads"] = std::vector<Tensor>{std::move(grad_input), std::move(grad_weight), std::move(grad_bias)};
+      data[kGrads[0]] = std::move(grad_input);  // one by one: compiled autograd takes no lists
+      data[kGrads[1]] = std::move(grad_weight);
+      data[kGrads[2]] = std::move(grad_bias);
     }
     ctx->save_for_backward({input, linear_weight, linear_bias.value_or(Tensor()), target,
                             crow_indices.value_or(Tensor()), col_indices.value_or(Tensor()), weight.value_or(Tensor()),
@@ -105,16 +110,16 @@ struct LinearBceFunction : torch::autograd::Function<LinearBceFunction> {
     GradMask mask;
     for (int i = 0; i < 3; ++i) mask[i] = saved[i].defined() && saved[i].requires_grad();
     variable_list grads(13);
-    const auto ready = data.find("grads");
+    const bool ready = data.find(kGrads[0]) != data.end();
     // nor can they be scaled in place by a grad_output that carries a tangent or a batch (is_grads_batched)
     const bool plain = !at::GradMode::is_enabled() && !is_dual(grad_output) && !is_batched(grad_output);
-    if (ready != data.end() && plain) {
-      std::vector<Tensor> computed = ready->second.toTensorVector();
-      data.erase(ready);
+    if (ready && plain) {
       for (int i = 0; i < 3; ++i) {
+        Tensor computed = std::move(data.at(kGrads[i])).toTensor();
+        data.erase(kGrads[i]);
         if (!mask[i]) continue;
-        scale_op().call(computed[i], grad_output);
-        grads[i] = std::move(computed[i]);
+        scale_op().call(computed, grad_output);
+        grads[i] = std::move(computed);
       }
       return grads;
     }

@@ -1,5 +1,4 @@
 // The ops: schemas, the CPU entry points, and the composition for devices without a kernel.
-#include <ATen/ExpandUtils.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -51,7 +50,7 @@ Tensor bce_cpu(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
 std::tuple<Tensor, Tensor> bce_with_grad_cpu(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
   const Arguments arguments{FL_ARGUMENTS, gamma, alpha};
   Iteration iteration(arguments);
-  TORCH_CHECK_VALUE(reduction != at::Reduction::None, "bce_with_grad: expected reduction 1 (mean) or 2 (sum), got 0");
+  check_reduced("bce_with_grad", reduction);
   const double count = divisor(iteration.problem, arguments);
   iteration.problem.scale = 1 / count;
   Tensor grad = iteration.allocate_out(logits.scalar_type());
@@ -62,26 +61,12 @@ std::tuple<Tensor, Tensor> bce_with_grad_cpu(FL_PARAMETERS, DTypeArgument dtype,
 Tensor bce_backward_cpu(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt, FL_FOCAL_PARAMETERS) {
   const Arguments arguments{FL_ARGUMENTS, gamma, alpha};
   Iteration iteration(arguments);
-  TORCH_CHECK(at::is_expandable_to(grad_output.sizes(), logits.sizes()), "bce_backward: expected grad_output of a ",
-              "shape that broadcasts to ", logits.sizes(), ", got ", grad_output.sizes());
   iteration.set_grad_output(grad_output);
   iteration.problem.scale = 1 / divisor(iteration.problem, arguments);
-  const auto result = [&](Output output, const Tensor& like) {
-    Tensor grad = iteration.allocate_out(like.scalar_type());
-    run(iteration.problem, output);
-    return grad;
-  };
-  switch (Wrt(wrt)) {
-    case Wrt::kLogits:
-      return result(Output::kGradLogits, logits);
-    case Wrt::kTarget:
-      return result(Output::kGradTarget, target);
-    case Wrt::kWeight:
-      return result(Output::kGradWeight, weight.value());
-    case Wrt::kPosWeight:
-      return result(Output::kGradPosWeight, pos_weight.value());
-  }
-  TORCH_CHECK_VALUE(false, "bce_backward: expected wrt between 0 and 3, got ", wrt);
+  const auto [output, operand] = derivative(arguments, wrt);
+  Tensor grad = iteration.allocate_out(operand.scalar_type());
+  run(iteration.problem, output);
+  return grad;
 }
 
 // Multiplies by a scalar tensor in place, and touches nothing where the scalar is 1.

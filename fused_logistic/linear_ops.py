@@ -16,6 +16,7 @@ The schemas, kernels and the chunks of logits stand in ``csrc/linear.cpp`` and b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,6 +76,11 @@ torch.library.register_fake("fused_logistic::linear_bce_backward", _fake_linear_
 
 
 def _dense(target: Tensor, crow: Tensor, col: Tensor, rows: int, labels: int) -> Tensor:
+    """As ``dense_target`` in ``csrc/linear.cpp``, but for what is not known before it runs: a compiled graph, vmap."""
+    rising = (crow[0] == 0) & (crow[-1] == col.numel()) & (crow.diff() >= 0).all()
+    torch._assert_async(rising, f"{_OP}: expected crow_indices of a sparse target that rise from 0 to {col.numel()}")
+    inside = ((col >= 0) & (col < labels)).all()
+    torch._assert_async(inside, f"{_OP}: expected column indices of a sparse target in [0, {labels})")
     row = torch.repeat_interleave(torch.arange(rows, device=crow.device), crow.diff(), output_size=col.numel())
     return target.new_zeros(rows * labels).index_add(0, row * labels + col, target).view(rows, labels)
 
@@ -105,11 +111,12 @@ class _Batch:
 
         input, weight, self.has_labels = front(0), front(1), args[1].dim() - (in_dims[1] is not None) == 2
         self.batch, self.lead, self.weight_shape = info.batch_size, input.shape[1:-1], weight.shape[1:]
-        self.input = input.reshape(input.shape[0], -1, input.shape[-1])
+        self.input = input.reshape(input.shape[0], math.prod(self.lead), input.shape[-1])  # not -1: there may be 0
         self.weight = weight if self.has_labels else weight.unsqueeze(1)
         logits = self.input @ self.weight.transpose(1, 2)
         if args[2] is not None:
-            logits = logits + front(2).reshape(-1, 1, logits.shape[-1])
+            bias = front(2)
+            logits = logits + bias.reshape(bias.shape[0], 1, logits.shape[-1])
         self.rows = logits.shape[1:]  # of a sample, as a matrix
         out = (*self.lead, logits.shape[-1]) if self.has_labels else tuple(self.lead)
         logits = logits.expand(self.batch, *self.rows).reshape(self.batch, *out)

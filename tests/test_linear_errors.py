@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import vmap
 
 import fused_logistic as fl
 
@@ -43,6 +44,11 @@ X, W, Y = torch.randn(8, 3), torch.randn(5, 3), torch.rand(8, 5)
         ((X, W, Y.to_sparse_csc()), {}, ValueError, "target of layout torch.strided or torch.sparse_csr, got"),
         ((X, W, Y[:, :4].to_sparse_csr()), {}, ValueError, "target of shape [8, 5], got [8, 4]"),
         ((X[None], W, Y.to_sparse_csr()), {}, ValueError, "target of shape [1, 8, 5], got [8, 5]"),
+        ((X.to_sparse(), W, Y), {}, ValueError, "input of layout torch.strided, got Sparse"),
+        ((X, W.to_sparse_csr(), Y), {}, ValueError, "linear_weight of layout torch.strided, got SparseCsr"),
+        ((X, W, Y), {"linear_bias": W[:, 0].to_sparse()}, ValueError, "linear_bias of layout torch.strided, got"),
+        ((X, W, Y), {"weight": Y.to_sparse()}, ValueError, "weight of layout torch.strided, got Sparse"),
+        ((X, W, Y), {"pos_weight": Y.to_sparse()}, ValueError, "pos_weight of layout torch.strided, got Sparse"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )  # fmt: skip
@@ -69,6 +75,27 @@ def test_wrong_indices(crow, col, message):
     for weight in (None, torch.ones(5, requires_grad=True)):  # the latter goes through the composition
         with pytest.raises(ValueError, match=re.escape(OP + message)):
             fl.linear_binary_cross_entropy(X[:2], W, target, weight=weight)
+
+
+def test_wrong_indices_under_vmap():
+    target = torch.sparse_csr_tensor([0, 1, 2], [0, 5], torch.ones(2), (2, 5), check_invariants=False)
+    with pytest.raises(RuntimeError, match=re.escape(OP + "column indices of a sparse target in [0, 5)")):
+        vmap(lambda x: fl.linear_binary_cross_entropy(x, W, target))(X[None, :2])
+
+
+def test_target_dtype_without_labels():
+    with pytest.raises(NotImplementedError, match="got ComplexFloat"):
+        fl.linear_binary_cross_entropy(X, W[:0], torch.ones(8, 0, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_ops_with_gradients_reduce(requires_grad):
+    x = X.clone().requires_grad_(requires_grad)
+    nothing = None, None, None, None
+    with pytest.raises(ValueError, match=re.escape("bce_with_grad: expected reduction 1 (mean) or 2 (sum), got 0")):
+        torch.ops.fused_logistic.bce_with_grad(x, x.detach(), None, None, None, 0, 0.0, None, None)
+    with pytest.raises(ValueError, match=re.escape("linear_bce_with_grad: expected reduction 1 (mean) or 2 (sum)")):
+        torch.ops.fused_logistic.linear_bce_with_grad(x, W, None, Y, *nothing, 0, 0.0, None, None, None, [True] * 3)
 
 
 @pytest.mark.parametrize("dtype,ignored", [(torch.uint8, 256), (torch.int8, 255), (torch.int16, -65536)])

@@ -1,8 +1,11 @@
 """The layer under torch.func, vmap, forward-mode AD, torch.compile and autocast, against the composed graph."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
@@ -72,6 +75,18 @@ def test_vmap(reduction, labels):
     assert_same(*results, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("features,labels", [(0, None), (0, 2), (3, 0), (0, 0)])
+def test_vmap_of_nothing(features, labels):
+    x, w, b, shape = (t.detach() if isinstance(t, torch.Tensor) else t for t in layer((4,), features, labels))
+    xs, target = torch.randn(5, *x.shape, dtype=torch.double), torch.rand(shape, dtype=torch.double)
+    results = []
+    for f in OURS_AND_TORCHS:
+        loss = lambda x, w, b, f=f: f(x, w, target, linear_bias=b, reduction="sum")  # noqa: E731
+        arguments = (0, None, None)
+        results.append([vmap(loss, arguments)(xs, w, b), *vmap(grad(loss, (0, 1, 2)), arguments)(xs, w, b)])
+    assert_same(*results)
+
+
 def test_per_sample_gradients_of_the_module():
     head = fl.LinearBCEWithLogitsLoss(3, 2).double()
     x, target = torch.randn(6, 3, dtype=torch.double), torch.rand(6, 2, dtype=torch.double)
@@ -130,6 +145,37 @@ def test_compiled(reduction, labels, dynamic, backend):
         # Inductor guards on the sizes of the composition's own products
         if backend != "inductor" or not weight_requires_grad:
             assert counter.frame_count == 1
+
+
+def test_sparse_target_under_compile():
+    """torch.compile takes no sparse tensor into a graph: it breaks there, and the result is right."""
+    x, w, b, _ = layer((6,), 3, 4)
+    target = (torch.rand(6, 4, dtype=torch.double) < 0.3).double().to_sparse_csr()
+    compiled = torch.compile(fl.linear_binary_cross_entropy, backend="aot_eager")
+    assert_same(*(step(f, x, w, b, y) for f, y in ((compiled, target), (torchs, target.to_dense()))))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_compiled_autograd(reduction):
+    """The backward pass of C++ Functions is not traced: compiled autograd calls it between two graphs."""
+    x, w, b, shape = layer((6,), 3, 4)
+    target = torch.rand(shape, dtype=torch.double)
+    grads = []
+    for compiled in (False, True):
+        for twice in (False, True):
+            loss = fl.linear_binary_cross_entropy(x * 2, w, target, linear_bias=b, reduction=reduction).sum()
+            z = x @ w.T
+            loss = loss + fl.binary_cross_entropy_with_logits(z, target, reduction=reduction).sum()
+            context = compiled_autograd._enable(torch.compile(backend="aot_eager")) if compiled else nullcontext()
+            for tensor in (x, w, b):
+                tensor.grad = None
+            with context:
+                if twice:
+                    loss.backward(retain_graph=True)
+                loss.backward()
+            grads.append([tensor.grad / (1 + twice) for tensor in (x, w, b)])
+    for got in grads[1:]:
+        assert_same(got, grads[0])
 
 
 def test_compiled_training_of_the_module():

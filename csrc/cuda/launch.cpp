@@ -1,6 +1,5 @@
 // The CUDA entry points of the ops: device guard, current stream, memory from torch's allocator. Nothing waits for the
 // device and nothing is read back, so that every op can be captured into a CUDA graph.
-#include <ATen/ExpandUtils.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -82,7 +81,7 @@ std::tuple<Tensor, Tensor> bce_with_grad_cuda(FL_PARAMETERS, DTypeArgument dtype
   const c10::cuda::CUDAGuard guard(logits.device());
   const Arguments arguments{FL_ARGUMENTS, gamma, alpha};
   Iteration iteration(arguments);
-  TORCH_CHECK_VALUE(reduction != at::Reduction::None, "bce_with_grad: expected reduction 1 (mean) or 2 (sum), got 0");
+  check_reduced("bce_with_grad", reduction);
   const Divisor by = divisor(iteration, arguments);
   Tensor grad = iteration.allocate_out(logits.scalar_type());
   const at::ScalarType type = loss_dtype(arguments, dtype);
@@ -95,27 +94,12 @@ Tensor bce_backward_cuda(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt, 
   const c10::cuda::CUDAGuard guard(logits.device());
   const Arguments arguments{FL_ARGUMENTS, gamma, alpha};
   Iteration iteration(arguments);
-  TORCH_CHECK(at::is_expandable_to(grad_output.sizes(), logits.sizes()), "bce_backward: expected grad_output of a ",
-              "shape that broadcasts to ", logits.sizes(), ", got ", grad_output.sizes());
   iteration.set_grad_output(grad_output);
   const Divisor by = divisor(iteration, arguments);
-  const auto result = [&](Output output, const Tensor& like) {
-    Tensor grad = iteration.allocate_out(like.scalar_type());
-    run(iteration, output, logits, by.count, by.value, nullptr, DType::kFloat64);
-    return grad;
-  };
-  switch (Wrt(wrt)) {
-    case Wrt::kLogits:
-      return result(Output::kGradLogits, logits);
-    case Wrt::kTarget:
-      return result(Output::kGradTarget, target);
-    case Wrt::kWeight:
-      return result(Output::kGradWeight, weight.value());
-    case Wrt::kPosWeight:
-      return result(Output::kGradPosWeight, pos_weight.value());
-  }
-  TORCH_CHECK_VALUE(false, "bce_backward: expected wrt between 0 and 3, got ", wrt);
-  return {};
+  const auto [output, operand] = derivative(arguments, wrt);
+  Tensor grad = iteration.allocate_out(operand.scalar_type());
+  run(iteration, output, logits, by.count, by.value, nullptr, DType::kFloat64);
+  return grad;
 }
 
 // Multiplies by a scalar tensor in place; the kernel touches nothing where the scalar is 1.

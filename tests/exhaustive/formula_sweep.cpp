@@ -29,8 +29,9 @@ struct Exact<float> {
   static constexpr int bits = 24, least_exponent = -126;
   static Wide exp(Wide x) { return ::exp(x); }
   static Wide log1p(Wide x) { return ::log1p(x); }
-  static int exponent(Wide x) { return ilogb(x); }
-  static Wide power(int n) { return ldexp(1.0, n); }
+  // as ilogb and ldexp do for normal numbers; the library's are calls, two fifths of the sweep's time
+  static int exponent(Wide x) { return int(fl::bit_cast<uint64_t>(x) >> 52) - 1023; }
+  static Wide power(int n) { return fl::bit_cast<double>(uint64_t(n + 1023) << 52); }
 };
 template <>
 struct Exact<double> {
