@@ -57,7 +57,8 @@ void check_indices(const Tensor& crow, const Tensor& column, int64_t labels) {
 
 void check(const LinearArguments& a) {
   const auto check_dense = [](const char* name, const Tensor& t) {
-    TORCH_CHECK_VALUE(t.layout() == at::kStrided, kOp, ": expected ", name, " of layout torch.strided, got ", t.layout());
+    TORCH_CHECK_VALUE(t.layout() == at::kStrided, kOp, ": expected ", name, " of layout torch.strided, got ",
+                      t.layout());
   };
   const auto type = a.input.scalar_type();
   check_dense("input", a.input);

@@ -11,7 +11,7 @@ using ChunkKernel = void(const Problem& problem, int64_t first, int64_t last, Ou
 ChunkKernel baseline_kernel, avx2_kernel, avx512_kernel;  // the last two on x86-64 only
 
 // A layer with one output: the logit of row i is input[i] . linear_weight + bias. Rows are read once: what is derived
-// from a few of them is derived while they are in the first-level cache.
+// from a few of them is derived while they are in a near cache.
 struct LinearProblem {
   Problem loss;  // the loss of the rows' logits; its own logits are not read
   const void* input = nullptr;
@@ -32,7 +32,7 @@ constexpr int64_t padded(int64_t features) { return (features + kDotLanes - 1) /
 // How many rows are taken at a time: few enough to be read a second time from the cache.
 constexpr int64_t kMaxBlockRows = 256;
 constexpr int64_t block_rows(int64_t features, int64_t element_bytes) {
-  const int64_t bytes = features * element_bytes < 1 ? 1 : features * element_bytes, rows = (int64_t(16) << 10) / bytes;
+  const int64_t bytes = features * element_bytes < 1 ? 1 : features * element_bytes, rows = (int64_t(32) << 10) / bytes;
   return rows > kMaxBlockRows ? kMaxBlockRows : rows >= 4 ? rows : bytes <= (64 << 10) ? 4 : 1;
 }
 

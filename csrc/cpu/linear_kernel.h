@@ -34,9 +34,10 @@ struct PaddedEnd {
   }
 };
 
-// x . w. One row at a time: the hardware asks for what follows in memory, as long as it is read in order.
+// x . w, as the sums of as many lanes as a vector has. One row at a time: the hardware asks for what follows in memory, as
+// long as it is read in order.
 template <class A, class T>
-FL_FN A dot(const T* x, const A* w, int64_t features) {
+FL_FN auto dot(const T* x, const A* w, int64_t features) {
   using V = typename VectorOf<A>::type;
   constexpr int64_t n = width<V>, kVectors = kDotLanes / n;
   V sums[kVectors] = {};
@@ -52,12 +53,21 @@ FL_FN A dot(const T* x, const A* w, int64_t features) {
   for (int64_t half = kVectors / 2; half >= 1; half /= 2) {
     for (int64_t k = 0; k < half; ++k) sums[k] = sums[k] + sums[k + half];
   }
-  A lanes[n];
-  store(lanes, sums[0]);
-  for (int64_t half = n / 2; half >= 1; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return sums[0];
+}
+
+// The dot products of a block's rows: the lanes are folded when all are there, as each fold is a chain of its own.
+template <class A, class T>
+FL_FN void dots_of(const T* x, int64_t stride, int64_t rows, const A* w, int64_t features, A bias, A* dots) {
+  constexpr int64_t n = width<typename VectorOf<A>::type>;
+  alignas(64) A lanes[kMaxBlockRows][n];
+  for (int64_t r = 0; r < rows; ++r) store(lanes[r], dot(x + r * stride, w, features));
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t half = n / 2; half >= 1; half /= 2) {
+      for (int64_t i = 0; i < half; ++i) lanes[r][i] += lanes[r][i + half];
+    }
+    dots[r] = lanes[r][0] + bias;
   }
-  return lanes[0];
 }
 
 // sums += g[0] row 0 + g[1] row 1 + ..., one after the other.
@@ -156,10 +166,9 @@ void run_parts(const LinearProblem& problem, int64_t first, int64_t last, Output
     for (int64_t begin = part_begin; begin < part_end; begin += block) {
       const int64_t count = part_end - begin < block ? part_end - begin : block;
       const T* const x = input + begin * stride;
-      const A bias = A(problem.bias);
+      dots_of(x, stride, count, w, features, A(problem.bias), dots);
       int64_t r = 0;
-      for (; r < count; ++r) dots[r] = dot(x + r * stride, w, features) + bias;
-      for (r = 0; r < count; ++r) logits[r] = C(dots[r]);
+      for (; r < count; ++r) logits[r] = C(dots[r]);
       row.target = target.row(begin, count);
       row.grad_output = grad_output.row(begin, count);
       row.pos_weight = pos_weight.row(begin, count);
