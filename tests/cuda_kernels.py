@@ -17,6 +17,9 @@ FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-fmad=false")
 Output = IntEnum("Output", "LossSum LossSumAndGrad Loss Count GradLogits GradTarget GradWeight GradPosWeight", start=0)
 SUMS = (Output.LossSum, Output.LossSumAndGrad, Output.Count)
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+# of the matrices, and what a weight may be of them
+ROWS, COLUMNS = 37, 31
+FORMS = {"absent": None, "scalar": (1,), "column": (COLUMNS,), "row": (ROWS, 1), "full": (ROWS, COLUMNS)}
 CODES = {
     torch.float64: 0,
     torch.float32: 1,
@@ -245,6 +248,11 @@ def make_target(shape, dtype, seed=0):
         soft = torch.rand(shape, generator=generator, dtype=torch.float64)
         return torch.where(soft < 0.3, 0.0, torch.where(soft > 0.7, 1.0, soft)).to(dtype)
     return torch.randint(0, 2, shape, generator=generator).to(dtype)
+
+
+def make_weight(form, dtype):
+    shape = FORMS[form]
+    return None if shape is None else (1 + 3 * torch.rand(shape, dtype=torch.float64)).to(dtype)
 
 
 def check(result, expected):

@@ -7,7 +7,6 @@ speed nor what ptxas makes of the PTX has been seen.
 import itertools
 import re
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +21,12 @@ except toolchain.ToolchainMissing as missing:
 
 from cuda_kernels import (  # noqa: E402
     CODES,
+    COLUMNS,
     CPP,
     CSRC,
     FLOATS,
+    FORMS,
+    ROWS,
     SUMS,
     Launch,
     Operand,
@@ -36,6 +38,7 @@ from cuda_kernels import (  # noqa: E402
     load,
     make_logits,
     make_target,
+    make_weight,
     name,
     on_cpu,
     place,
@@ -45,8 +48,7 @@ from ptx import Memory, PtxError  # noqa: E402
 
 from fused_logistic import _C  # noqa: E402
 
-FULL_ARCH, SAMPLE_ARCHS = 80, [75, 90, 120]
-SAMPLE = Path(__file__).with_name("cuda_sample.cu")
+FULL_ARCH = 80
 PLAIN = [(z, y) for z in FLOATS for y in (z, torch.bool, torch.int64)] + [
     (torch.float16, torch.float32),
     (torch.bfloat16, torch.float32),
@@ -133,16 +135,9 @@ def test_reciprocal_from_any_start_that_the_manual_allows(kernels):
 
 # ---- The general kernel --------------------------------------------------------------------------------------------
 
-ROWS, COLUMNS = 37, 31
-FORMS = {"absent": None, "scalar": (1,), "column": (COLUMNS,), "row": (ROWS, 1), "full": (ROWS, COLUMNS)}
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 OPERAND_TYPES = [*FLOATS, *INTEGERS]
 TARGETS = [*FLOATS, torch.bool, *INTEGERS]
-
-
-def make_weight(form, dtype):
-    shape = FORMS[form]
-    return None if shape is None else (1 + 3 * torch.rand(shape, dtype=torch.float64)).to(dtype)
 
 
 WEIGHTED = [
@@ -371,44 +366,6 @@ def test_more_than_2_31_elements(kernels, total, general):
     expected = on_cpu(Output.LossSumAndGrad, logits, target, **weights)
     assert same_bits(torch.from_numpy(out.read()).view(1, n), expected.out)
     assert partials.read().sum() == expected.sum.item()
-
-
-def test_plan():
-    """The grid covers the chunks, the workspace holds their sums, and small problems take one launch."""
-    for n in (0, 1, 8192, 8193, 2**26, 2**40):
-        full = Operand(4096, CODES[torch.float32], 1, n)
-        problem = Problem(n, full, full, out_dtype=CODES[torch.float32])
-        for output in Output:
-            plan, chunks = _C.cuda_plan(bytes(problem), int(output), 132), -(-n // 8192)
-            assert plan["grid"] == min(chunks, 132 * 32)
-            assert plan["block"] * plan["per_thread"] == _C.LANES
-            assert plan["finish"] == (output in SUMS and chunks != 1)
-            assert plan["partials"] == (chunks if plan["finish"] else 0)
-    with pytest.raises(ValueError, match="expected a Problem of"):
-        _C.cuda_plan(b"", 0, 1)
-
-
-# ---- Other architectures -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("arch", SAMPLE_ARCHS)
-def test_other_architectures(arch):
-    module = load(arch, SAMPLE)
-    float32, bfloat16 = torch.float32, torch.bfloat16
-    for z, y in [(float32, float32), (torch.float64, torch.bool), (torch.float16, torch.float16), (bfloat16, bfloat16)]:
-        for n in (7, 8192 + 1029):
-            logits, target = make_logits((1, n), z), make_target((1, n), y)
-            compare(module, Output.LossSumAndGrad, logits, target, offsets=(n % 2, 0, 0))
-    logits, target = make_logits((ROWS, COLUMNS), bfloat16), make_target((ROWS, COLUMNS), float32)
-    compare(module, Output.GradLogits, logits, target)
-    weights = {"weight": make_weight("row", torch.float16), "pos_weight": make_weight("column", bfloat16)}
-    for z in (float32, torch.float16, bfloat16):
-        logits = make_logits((ROWS, COLUMNS), z)
-        compare(module, Output.LossSumAndGrad, logits, make_target((ROWS, COLUMNS), torch.int32), **weights)
-    logits, target = make_logits((ROWS, COLUMNS), torch.float64), make_target((ROWS, COLUMNS), bfloat16)
-    compare(module, Output.GradTarget, logits, target, out_dtype=bfloat16, **weights)
-    logits, target = make_logits((ROWS, COLUMNS), bfloat16), make_target((ROWS, COLUMNS), float32)
-    compare(module, Output.LossSumAndGrad, logits, target, gamma=1.7, alpha=0.25, **weights)
 
 
 def test_writing_out_of_bounds_is_noticed(kernels):
