@@ -153,8 +153,9 @@ Tensor composite_backward(const Tensor& grad_output, const Arguments& a, Wrt wrt
       like = *a.pos_weight;
       break;
   }
-  result = terms.keep(result) * grad_output.to(result.scalar_type());
-  if (a.reduction == at::Reduction::Mean) result = result / count(a, terms);
+  result = terms.keep(result * grad_output.to(result.scalar_type()));
+  // where nothing is left, every element is 0 and stays it
+  if (a.reduction == at::Reduction::Mean) result = result / count(a, terms).clamp_min(1);
   return result.to(like.scalar_type());
 }
 

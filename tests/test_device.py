@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+import torch.utils.backend_registration
 from conftest import same_bits
 
 import fused_logistic as fl
@@ -42,6 +49,19 @@ def test_the_same_bits_every_time(device):
     first = step(logits, target)
     for _ in range(5):
         assert all(same_bits(a, b) for a, b in zip(step(logits, target), first, strict=True))
+
+
+@pytest.mark.slow
+def test_a_device_without_kernels():
+    """What runs on CUDA around the kernels of the loss, and the composition, on a device that computes on the CPU."""
+    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this torch registers no backends from Python")
+    script = Path(__file__).with_name("device_of_copies.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\d+ steps of the loss, \d+ of the layer equal to the CPU's\n", done.stdout)
+    assert "no kernel for device copies" in done.stderr
 
 
 def large(device="cuda"):

@@ -88,6 +88,8 @@ def test_nothing_left(requires_grad):
         assert losses["sum"].item() == 0 and losses["mean"].isnan() and losses["none"].tolist() == [0] * 6
         if requires_grad:
             for loss in losses.values():
+                # create_graph: from the composition
+                assert torch.autograd.grad(loss.sum(), logits, create_graph=True)[0].tolist() == [0] * 6
                 assert torch.autograd.grad(loss.sum(), logits)[0].tolist() == [0] * 6
 
 

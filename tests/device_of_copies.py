@@ -1,0 +1,125 @@
+"""A device of our own, "copies", for which nothing has a kernel: each operation of torch is carried out on CPU tensors.
+
+What the package does for a device other than the CPU is run on it: the loss without a kernel of ours, and the layer as
+it is on CUDA, torch's products around the elementwise op. ``python tests/device_of_copies.py`` compares with the CPU.
+A process has room for one such device, hence the script. The registration of Python backends is experimental in torch.
+"""
+
+import functools
+import itertools
+
+import torch
+from torch.utils import backend_registration
+from torch.utils._pytree import tree_leaves, tree_map
+
+import fused_logistic  # noqa: F401  (its ops)
+
+DEVICE = "copies"
+aten = torch.ops.aten
+
+
+class Copied(torch.Tensor):
+    """``cpu_tensor`` holds the data."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+def copied(cpu_tensor):
+    tensor = torch._C._acc.create_empty_tensor(cpu_tensor.size(), cpu_tensor.dtype)
+    tensor.__class__ = Copied
+    tensor.cpu_tensor = cpu_tensor
+    return tensor
+
+
+def on_cpu(value):
+    return value.cpu_tensor if isinstance(value, Copied) else value
+
+
+def carry_out(op, *args, **kwargs):
+    """``op`` on the CPU: any operation that torch dispatches to this device."""
+    given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Copied)]
+    args, kwargs = tree_map(on_cpu, (args, kwargs))
+    if "device" in kwargs:
+        kwargs["device"] = torch.device("cpu")
+    if op is aten._copy_from.default:  # copy_ from or to this device
+        op, args = aten.copy_.default, (args[1], args[0])
+    if op in (aten.view.default, aten._reshape_alias.default, aten.as_strided.default):
+        args = [args[0].contiguous(), *args[1:]]  # as the wrapper says that it is, and at the start of its memory
+        if len(args) == 4 and args[3] is not None:
+            args[3] += args[0].storage_offset()
+
+    def wrapped(result):
+        if not isinstance(result, torch.Tensor):
+            return result
+        same = [value for value in given if value.cpu_tensor is result]  # an operation in place
+        return same[0] if same else copied(result)
+
+    return tree_map(wrapped, op(*args, **kwargs))
+
+
+# these would call their out= form with an empty tensor, and a wrapper cannot be resized
+WHOLE = ["arange", "arange.start", "arange.start_step"]
+
+
+def register():
+    """-> what must live as long as the device does."""
+    backend_registration._setup_privateuseone_for_python_backend(DEVICE)
+    everything, whole = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+    everything.fallback(carry_out, "PrivateUse1")
+    for name in WHOLE:
+        packet, _, overload = name.partition(".")
+        op = getattr(getattr(aten, packet), overload or "default")
+        whole.impl(name, functools.partial(carry_out, op), "PrivateUse1")
+    return everything, whole
+
+
+def compare(op, leaves, *rest):
+    """A step with the same tensors on both devices; the leaves are those that a gradient is asked for."""
+    results = []
+    for place in (copied, lambda tensor: tensor):
+        here = [value if value is None else place(value.clone()).requires_grad_() for value in leaves]
+        others = [place(value) if isinstance(value, torch.Tensor) else value for value in rest]
+        loss = op(*here, *others)
+        grads = torch.autograd.grad(loss if loss.dim() == 0 else loss.sum(), [t for t in here if t is not None])
+        results.append([on_cpu(tensor) for tensor in (loss, *grads)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13, equal_nan=True)
+
+
+def losses():
+    """-> how many steps of the elementwise loss were compared."""
+    z, y = 3 * torch.randn(6, 5, dtype=torch.double), torch.rand(6, 5, dtype=torch.double)
+    weights = [(None, None), (torch.rand(5, dtype=torch.double), torch.rand(6, 1, dtype=torch.double))]
+    options = itertools.product(weights, [None, torch.rand(6, 5) < 0.7], [0, 1, 2], [0.0, 0.2], [None, 1], [None, 1.5])
+    count = 0
+    for (weight, pos_weight), mask, reduction, smoothing, ignored, gamma in options:
+        target = y if ignored is None else (y > 0.5).long()
+        rest = target, weight, pos_weight, mask, reduction, smoothing, ignored, None, gamma, None
+        compare(torch.ops.fused_logistic.bce, [z], *rest)
+        count += 1
+    return count
+
+
+def layers():
+    """-> how many steps of the layer were compared: one label and several, dense and sparse targets, chunks."""
+    count = 0
+    crow, col = torch.tensor([0, 2, 3, 3, 6, 6, 9]), torch.tensor([1, 1, 4, 0, 2, 3, 4, 0, 4])  # with a duplicate
+    for labels, sparse in [(None, False), (1, False), (5, False), (5, True), (1, True)]:
+        x, w = torch.randn(6, 3, dtype=torch.double), torch.randn(labels or 1, 3, dtype=torch.double)
+        b, shape = torch.randn(labels or 1, dtype=torch.double), (6,) if labels is None else (6, labels)
+        weights = [(None, None), (torch.rand(shape, dtype=torch.double), torch.rand(1, dtype=torch.double))]
+        options = itertools.product([None, b], weights, [0, 1, 2], [0.0, 0.2], [None, 1], [None, 24, 80])
+        for bias, (weight, pos_weight), reduction, smoothing, ignored, chunk in options:
+            target = torch.rand(9 if sparse else shape, dtype=torch.double)
+            target = target if ignored is None else (target > 0.5).long()
+            indices = (crow, col.clamp_max(labels - 1)) if sparse else (None, None)
+            rest = target, *indices, weight, pos_weight, reduction, smoothing, ignored, chunk, None
+            compare(torch.ops.fused_logistic.linear_bce, [x, w[0] if labels is None else w, bias], *rest)
+            count += 1
+    return count
+
+
+if __name__ == "__main__":
+    library = register()
+    torch.manual_seed(0)
+    print(f"{losses()} steps of the loss, {layers()} of the layer equal to the CPU's")
