@@ -7,19 +7,18 @@ from pathlib import Path
 
 import setuptools
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # else a page of errors about pyproject.toml
-    sys.exit(
-        f"fused_logistic: setuptools {setuptools.__version__} is installed, and the build needs 77.0.3 or newer. Run:\n"
-        "pip install --upgrade setuptools wheel ninja pybind11 && pip install --no-build-isolation ."
-    )
 try:
     import torch
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ModuleNotFoundError as error:
     sys.exit(
         f"fused_logistic is built against your installed torch, and importing torch failed: {error}.\n"
-        "Install torch first, then:  pip install --no-build-isolation fused_logistic   (from a checkout: "
-        "pip install --no-build-isolation .)"
+        "Install torch first, or let pip see the one that is installed:  pip install --no-build-isolation ."
+    )
+if int(setuptools.__version__.split(".")[0]) < 77:  # else a page of errors about pyproject.toml
+    sys.exit(
+        f"fused_logistic: setuptools {setuptools.__version__} is installed, and the build needs 77.0.3 or newer. Run:\n"
+        "pip install --upgrade setuptools wheel ninja pybind11 && pip install --no-build-isolation ."
     )
 
 ROOT = Path(__file__).parent
@@ -44,6 +43,9 @@ def why_no_cuda() -> str:
         missing = "no CUDA toolkit was found (set CUDA_HOME)"
     elif not os.access(NVCC, os.X_OK):
         missing = f"there is no compiler at {NVCC} (set CUDA_HOME)"
+    elif not any(list(Path(CUDA_HOME).glob(f"{place}include/cuda_runtime.h")) for place in ("", "targets/*/")):
+        # torch takes the folder above nvcc's for the toolkit, but that nvcc may be a script that calls another one
+        missing = f"there is no include/cuda_runtime.h in {CUDA_HOME} (set CUDA_HOME)"
     if missing and os.environ.get("FORCE_CUDA", "0") == "1":
         sys.exit(f"fused_logistic: FORCE_CUDA=1, but {missing}")
     return missing
@@ -89,6 +91,8 @@ def main() -> None:
             )
         ],
         cmdclass={"build_ext": BuildExtension},
+        # ninja knows what has changed; without it, a library built against another torch would be taken for up to date
+        options={"build_ext": {"force": True}},
     )
 
 

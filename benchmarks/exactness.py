@@ -7,6 +7,7 @@ Everything in float32, targets 0 and 1. An error in ulp is relative to the spaci
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 from collections.abc import Callable
@@ -115,6 +116,7 @@ def rows(count: int = 20_000) -> list[dict[str, str]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.exactness").parse_args()
     table = rows()
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     with TABLE.open("w", newline="") as file:

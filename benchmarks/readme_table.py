@@ -43,7 +43,7 @@ def markdown(header: list[str], lines: Iterable[list[str]]) -> str:
 
 
 def duration(ms: float) -> str:
-    value, unit = (ms * 1e3, "µs") if ms < 1 else (ms, "ms")
+    value, unit = (ms * 1e3, "µs") if ms < 1 else (ms, "ms") if ms < 1000 else (ms / 1e3, "s")
     return f"{value:.3g} {unit}"
 
 
@@ -139,7 +139,7 @@ def losses(rows: list[Row]) -> str:
     missed, count = report.missed_targets(rows)
     text = f"Rows in which a rival is better by more than the quartiles' width: {len(lost) or 'none'}"
     text += ":\n\n" + "\n".join(f"* {line}" for line in lost) if lost else "."
-    text += f"\n\nOf {count} targets that were set before, {len(missed)} are missed"
+    text += f"\n\nOf {count} targets that this project had set itself beforehand, {len(missed)} are missed"
     return text + (":\n\n" + "\n".join(f"* {line}" for line in missed) if missed else ".")
 
 

@@ -87,7 +87,8 @@ def timings(case: Case, bar: tqdm) -> Iterator[Row]:
     ours = times[OURS].median
     rivals = "  ".join(f"{name} {t.median / ours:.2f}" for name, t in times.items() if name != OURS)
     bar.write(
-        f"{case.mode:>15} {case.dtype_name:>8} {case.x_value:>11,}  ours {ours * 1e6:11,.1f} us; as multiples of it: "
+        f"{case.mode:>15} {case.dtype_name:>8} {case.x_value:>11,} {case.x_name:13}  ours {ours * 1e6:11,.1f} us; "
+        "as multiples of it: "
         f"{rivals}",
         file=sys.stdout,
     )
@@ -117,7 +118,10 @@ def main() -> None:
 
     for device in devices:
         plan = Plan(full=options.full, device=device)
-        cases = [case for case in all_cases(plan) if options.only in case.key]
+        every = list(all_cases(plan))
+        cases = [case for case in every if options.only in case.key]
+        if not cases:
+            parser.error(f"--only {options.only}: no such case; there are: " + ", ".join(case.key for case in every))
         print(
             f"{processor(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads, instruction set "
             f"{_C.isa()}: {len(cases)} cases",

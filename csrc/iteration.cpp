@@ -69,6 +69,11 @@ void check(const Arguments& a) {
   TORCH_CHECK_NOT_IMPLEMENTED(is_floating(a.logits.scalar_type()), op,
                               ": expected logits of dtype float64, float32, float16 or bfloat16, got ",
                               a.logits.scalar_type());
+  for (const auto& [name, tensor] : {std::pair("logits", &a.logits), std::pair("target", &a.target)}) {
+    TORCH_CHECK_NOT_IMPLEMENTED(tensor->layout() == at::kStrided, op, ": expected ", name,
+                                " of layout torch.strided, got ", tensor->layout(),
+                                "; linear_binary_cross_entropy takes sparse targets");
+  }
   TORCH_CHECK_VALUE(a.target.sym_sizes() == a.logits.sym_sizes(), op, ": expected target of shape ",
                     a.logits.sym_sizes(), ", got ", a.target.sym_sizes());
   TORCH_CHECK(a.target.device() == a.logits.device(), op, ": expected target on ", a.logits.device(), ", got ",

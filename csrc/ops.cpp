@@ -78,20 +78,21 @@ void scale_cpu(Tensor& self, const Tensor& factor) {
 
 // ---- Devices without a kernel ------------------------------------------------------------------------------------
 
-void warn_composite(const Tensor& logits) {
-  TORCH_WARN_ONCE("fused_logistic: no kernel for device ", logits.device(), " in this build; computing with torch's ",
-                  "operations, correct but slower");
+void warn_composite(const Arguments& arguments) {
+  check(arguments);  // such as for a sparse tensor, for which no kernel is missing
+  TORCH_WARN_ONCE("fused_logistic: no kernel for device ", arguments.logits.device(),
+                  " in this build; computing with torch's ", "operations, correct but slower");
 }
 Tensor bce_fallback(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
-  warn_composite(logits);
+  warn_composite({FL_ARGUMENTS, gamma, alpha});
   return composite_loss({FL_ARGUMENTS, gamma, alpha}, dtype);
 }
 std::tuple<Tensor, Tensor> bce_with_grad_fallback(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
-  warn_composite(logits);
+  warn_composite({FL_ARGUMENTS, gamma, alpha});
   return composite_with_grad({FL_ARGUMENTS, gamma, alpha}, dtype);
 }
 Tensor bce_backward_fallback(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt, FL_FOCAL_PARAMETERS) {
-  warn_composite(logits);
+  warn_composite({FL_ARGUMENTS, gamma, alpha});
   return composite_backward(grad_output, {FL_ARGUMENTS, gamma, alpha}, Wrt(wrt));
 }
 void scale_fallback(Tensor& self, const Tensor& factor) { self.mul_(factor); }

@@ -16,9 +16,13 @@ import time
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 import fused_logistic as fl
+
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    sys.exit(f"unmodified_model: {error}; the example needs: pip install tqdm")
 
 # ---- Somebody else's package ----------------------------------------------------------------------------------------
 

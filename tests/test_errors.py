@@ -33,6 +33,8 @@ Z, Y = torch.randn(8, 3), torch.rand(8, 3)
         ((Z.long(), Y), {}, NotImplementedError, "logits of dtype float64, float32, float16 or bfloat16, got Long"),
         ((Z.to(torch.complex64), Y), {}, NotImplementedError, "logits of dtype float64, float32, float16 or bfloat16"),
         ((Z, Y.to(torch.complex64)), {}, NotImplementedError, "a floating point, integer or bool tensor"),
+        ((Z, Y.to_sparse()), {}, NotImplementedError, "target of layout torch.strided, got Sparse; linear_"),
+        ((Z.to_sparse(), Y), {}, NotImplementedError, "logits of layout torch.strided, got Sparse"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )  # fmt: skip

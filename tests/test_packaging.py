@@ -62,6 +62,8 @@ def test_cuda_is_built_where_torch_and_a_toolkit_are(tmp_path):
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\nprintf 'compute_75\\ncompute_80\\ncompute_86\\ncompute_90\\n'\n")
     nvcc.chmod(0o755)
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "cuda_runtime.h").touch()
     found = {"CUDA": "13.0", "CUDA_HOME": str(tmp_path)}
     run = setup(tmp_path, TORCH, **found)
     assert f"CPU kernels, and CUDA kernels for 7.5 8.0 9.0+PTX with {nvcc}" in run.stdout, run.stderr
@@ -95,7 +97,7 @@ def test_another_torch_than_built_against(tmp_path):
     message = run.stderr.splitlines()[-1]
     assert message.startswith(
         f"ImportError: fused_logistic: built against torch {_C.TORCH_VERSION}, but torch 2.99.0 is imported. "
-        "Rebuild it:  pip install --no-build-isolation --force-reinstall --no-deps fused_logistic"
+        "Rebuild it, in a checkout:  pip install --no-build-isolation --force-reinstall --no-deps ."
     )
 
 
@@ -106,7 +108,24 @@ def test_library_that_does_not_load(tmp_path):
     assert (
         f"ImportError: fused_logistic: its compiled library does not load with torch {torch.__version__}" in run.stderr
     )
-    assert "Rebuild it:  pip install --no-build-isolation" in run.stderr
+    assert "Rebuild it, in a checkout:  pip install --no-build-isolation" in run.stderr
+
+
+def test_source_tree_that_is_not_built(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "fused_logistic", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    # an editable install's finder would still know where a library is
+    code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]; import fused_logistic"
+    run = python("-c", code, path=[tmp_path], cwd=tmp_path)
+    message = run.stderr.splitlines()[-1]
+    assert f"there is no compiled library in {tmp_path}/fused_logistic." in message and "circular" not in run.stderr
+    assert "build it:  pip install --no-build-isolation --no-deps ." in message
+
+
+def test_unknown_instruction_set(tmp_path):
+    run = python("-c", "import fused_logistic", path=[PACKAGE.parent], cwd=tmp_path, FUSED_LOGISTIC_ISA="mmx")
+    message = run.stderr.splitlines()[-1]
+    assert message.endswith("FUSED_LOGISTIC_ISA: expected one of avx512, avx2, baseline, got 'mmx'")
+    assert "ebuild" not in run.stderr
 
 
 # ---- What is in the package ----------------------------------------------------------------------------------------
