@@ -16,7 +16,10 @@ struct Terms {
     const auto type = is_double ? at::kDouble : at::kFloat;
     z = a.logits.to(type);
     y = a.target.to(type);
-    if (a.ignore_index.has_value()) kept = a.target.ne(at::Scalar(*a.ignore_index));
+    if (a.ignore_index.has_value()) {
+      kept = holds(a.target.scalar_type(), *a.ignore_index) ? a.target.ne(at::Scalar(*a.ignore_index))
+                                                            : at::ones_like(a.target, at::kBool);
+    }
     if (a.mask.has_value())
       kept = kept.defined() ? at::logical_and(kept, *a.mask) : a.mask->expand_symint(z.sym_sizes());
     if (kept.defined()) z = at::where(kept, z, at::zeros_like(z));  // what is left out must not leak, NaN included
@@ -122,7 +125,8 @@ Tensor composite_backward(const Tensor& grad_output, const Arguments& a, Wrt wrt
   std::optional<FocalTerms> focal;
   if (a.gamma.has_value()) focal.emplace(a, terms);
   const Tensor positive = terms.positive(), negative = terms.negative();
-  Tensor result, like = a.logits;
+  const Tensor& like = derivative(a, int64_t(wrt)).second;
+  Tensor result;
   switch (wrt) {
     case Wrt::kLogits:
       result = negative * at::sigmoid(terms.z) - positive * at::sigmoid(-terms.z);
@@ -138,22 +142,20 @@ Tensor composite_backward(const Tensor& grad_output, const Arguments& a, Wrt wrt
                  product((focal->alpha - focal->alpha_opposite) * focal->power, loss);
       }
       result = terms.weighted(result * (1 - a.label_smoothing));
-      like = a.target;
       break;
     }
     case Wrt::kWeight:
       result = unweighted_loss(terms);
       if (focal) result = focal->weigh(result);
-      like = *a.weight;
       break;
     case Wrt::kPosWeight:
       result = terms.y * terms.softplus_minus(terms.y);
       if (focal) result = focal->weigh(result);
       result = terms.weighted(result);
-      like = *a.pos_weight;
       break;
   }
-  result = terms.keep(result * grad_output.to(result.scalar_type()));
+  // kept twice: neither NaN in what is left out nor an infinite grad_output may reach a derivative
+  result = terms.keep(terms.keep(result) * grad_output.to(result.scalar_type()));
   // where nothing is left, every element is 0 and stays it
   if (a.reduction == at::Reduction::Mean) result = result / count(a, terms).clamp_min(1);
   return result.to(like.scalar_type());

@@ -54,8 +54,14 @@ bool is_floating(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
 }
 
+void check_layout(const char* op, const char* name, const Tensor& tensor, const char* hint) {
+  TORCH_CHECK_NOT_IMPLEMENTED(tensor.layout() == at::kStrided, op, ": expected ", name,
+                              " of layout torch.strided, got ", tensor.layout(), hint);
+}
+
 void check_operand(const char* op, const char* name, const OptionalTensor& tensor, const Tensor& logits) {
   if (!tensor.has_value()) return;
+  check_layout(op, name, *tensor, "");
   TORCH_CHECK(tensor->device() == logits.device(), op, ": expected ", name, " on ", logits.device(), ", got ",
               tensor->device());
   TORCH_CHECK(at::is_expandable_to(tensor->sym_sizes(), logits.sym_sizes()), op, ": expected ", name,
@@ -69,11 +75,8 @@ void check(const Arguments& a) {
   TORCH_CHECK_NOT_IMPLEMENTED(is_floating(a.logits.scalar_type()), op,
                               ": expected logits of dtype float64, float32, float16 or bfloat16, got ",
                               a.logits.scalar_type());
-  for (const auto& [name, tensor] : {std::pair("logits", &a.logits), std::pair("target", &a.target)}) {
-    TORCH_CHECK_NOT_IMPLEMENTED(tensor->layout() == at::kStrided, op, ": expected ", name,
-                                " of layout torch.strided, got ", tensor->layout(),
-                                "; linear_binary_cross_entropy takes sparse targets");
-  }
+  check_layout(op, "logits", a.logits, "");
+  check_layout(op, "target", a.target, "; linear_binary_cross_entropy takes sparse targets");
   TORCH_CHECK_VALUE(a.target.sym_sizes() == a.logits.sym_sizes(), op, ": expected target of shape ",
                     a.logits.sym_sizes(), ", got ", a.target.sym_sizes());
   TORCH_CHECK(a.target.device() == a.logits.device(), op, ": expected target on ", a.logits.device(), ", got ",
@@ -110,6 +113,12 @@ std::pair<Output, const Tensor&> derivative(const Arguments& a, int64_t wrt) {
       return {Output::kGradPosWeight, a.pos_weight.value()};
   }
   TORCH_CHECK_VALUE(false, "bce_backward: expected wrt between 0 and 3, got ", wrt);
+}
+
+bool holds(at::ScalarType type, int64_t value) {
+  if (!at::isIntegralType(type, /*includeBool=*/false) || type == at::kLong) return true;
+  const int64_t bits = 8 * int64_t(c10::elementSize(type)), half = int64_t(1) << (bits - 1);
+  return type == at::kByte ? value >= 0 && value < 2 * half : value >= -half && value < half;
 }
 
 at::ScalarType loss_dtype(const Arguments& a, DTypeArgument dtype) {

@@ -53,6 +53,9 @@ enum class Wrt : int64_t { kLogits, kTarget, kWeight, kPosWeight };
 // The kernels' output that is the derivative with respect to an operand, and the operand, whose dtype it takes.
 std::pair<Output, const Tensor&> derivative(const Arguments& arguments, int64_t wrt);
 
+// Whether the dtype has the value: comparing with a tensor of it, torch would wrap the value to one that may be there.
+bool holds(at::ScalarType type, int64_t value);
+
 // The dtype of the loss, as torch's: the target's if it is a floating type, else the logits'.
 at::ScalarType loss_dtype(const Arguments& arguments, DTypeArgument dtype);
 

@@ -166,13 +166,6 @@ Positives::Positives(const LinearArguments& a, int64_t rows, int64_t labels) {
   column = sorted - row * labels;
 }
 
-// Whether the dtype has the value: comparing with a tensor of it, torch would wrap the value to one that may be there.
-static bool holds(at::ScalarType type, int64_t value) {
-  if (!at::isIntegralType(type, /*includeBool=*/false) || type == at::kLong) return true;
-  const int64_t bits = 8 * int64_t(c10::elementSize(type)), half = int64_t(1) << (bits - 1);
-  return type == at::kByte ? value >= 0 && value < 2 * half : value >= -half && value < half;
-}
-
 double mean_count(const Layer& layer, const Positives* positives) {
   const LinearArguments& a = layer.arguments;
   if (a.reduction != at::Reduction::Mean) return 1;

@@ -63,7 +63,7 @@ def _count(input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int
 
     kept = torch.ones_like(input, dtype=torch.bool) if mask is None else mask.expand(input.shape)
     if ignore_index is not None:
-        kept = kept & (target != ignore_index)
+        kept = kept & ops.not_ignored(target, ignore_index)
     count: Any = kept.sum()
     return count.redistribute(placements=[Replicate()] * count.device_mesh.ndim)
 

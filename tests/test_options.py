@@ -93,6 +93,44 @@ def test_nothing_left(requires_grad):
                 assert torch.autograd.grad(loss.sum(), logits)[0].tolist() == [0] * 6
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("nan_in", ["target", "weight"])
+def test_nan_that_is_left_out_reaches_no_second_derivative(nan_in, reduction):
+    mask = torch.tensor([True, False, True])
+    results = []
+    for value in (math.nan, 0.5):
+        logits = torch.tensor([0.3, -1.0, 2.0], dtype=torch.double, requires_grad=True)
+        operands = {"target": torch.tensor([0.2, 0.4, 0.9]).double(), "weight": torch.ones(3).double()}
+        operands[nan_in][1] = value
+        loss = fl.binary_cross_entropy_with_logits(logits, **operands, mask=mask, reduction=reduction).sum() ** 2
+        (first,) = torch.autograd.grad(loss, logits, create_graph=True)
+        results.append([first, *torch.autograd.grad(first.sum(), logits)])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype,ignored", [(torch.uint8, 256), (torch.uint8, -255), (torch.int8, 257)])
+def test_ignored_value_that_the_dtype_lacks(dtype, ignored):
+    """In the kernels, the composition and under vmap, where comparing in the dtype would wrap it to 0 or 1."""
+    logits, target = torch.randn(2, 4, dtype=torch.double), torch.tensor([[0, 1, 0, 1]] * 2, dtype=dtype)
+
+    def loss(z, y, **options):
+        return fl.binary_cross_entropy_with_logits(z, y, **options)
+
+    for options in ({"ignore_index": ignored}, {"ignore_index": ignored, "mask": target == target}):
+        z = logits.clone().requires_grad_()
+        values = []
+        for given in (options, {}):
+            value = loss(z, target, **given)
+            (first,) = torch.autograd.grad(value, z, create_graph=True)
+            tangent = torch.func.jvp(lambda z, given=given: loss(z, target, **given), (logits,), (logits,))
+            rows = {k: v[0] if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+            batched = torch.func.vmap(lambda z, y, rows=rows: loss(z, y, **rows))(logits, target)
+            values.append([value, first, *tangent, batched])
+        for got, expected in zip(*values, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-15)
+
+
 def test_mean_divides_by_what_remains():
     logits, target = torch.randn(10), torch.tensor([0.0, 1, -100, 1, -100, 0, 1, 0, -100, 1])
     keep = target != -100
