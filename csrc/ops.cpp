@@ -78,22 +78,21 @@ void scale_cpu(Tensor& self, const Tensor& factor) {
 
 // ---- Devices without a kernel ------------------------------------------------------------------------------------
 
-void warn_composite(const Arguments& arguments) {
-  check(arguments);  // such as for a sparse tensor, for which no kernel is missing
-  TORCH_WARN_ONCE("fused_logistic: no kernel for device ", arguments.logits.device(),
-                  " in this build; computing with torch's ", "operations, correct but slower");
+// After the composition, whose checks come first: for a sparse tensor no kernel is missing.
+template <class Result>
+Result with_warning(Result result, const Tensor& logits) {
+  TORCH_WARN_ONCE("fused_logistic: no kernel for device ", logits.device(), " in this build; computing with torch's ",
+                  "operations, correct but slower");
+  return result;
 }
 Tensor bce_fallback(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
-  warn_composite({FL_ARGUMENTS, gamma, alpha});
-  return composite_loss({FL_ARGUMENTS, gamma, alpha}, dtype);
+  return with_warning(composite_loss({FL_ARGUMENTS, gamma, alpha}, dtype), logits);
 }
 std::tuple<Tensor, Tensor> bce_with_grad_fallback(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
-  warn_composite({FL_ARGUMENTS, gamma, alpha});
-  return composite_with_grad({FL_ARGUMENTS, gamma, alpha}, dtype);
+  return with_warning(composite_with_grad({FL_ARGUMENTS, gamma, alpha}, dtype), logits);
 }
 Tensor bce_backward_fallback(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt, FL_FOCAL_PARAMETERS) {
-  warn_composite({FL_ARGUMENTS, gamma, alpha});
-  return composite_backward(grad_output, {FL_ARGUMENTS, gamma, alpha}, Wrt(wrt));
+  return with_warning(composite_backward(grad_output, {FL_ARGUMENTS, gamma, alpha}, Wrt(wrt)), logits);
 }
 void scale_fallback(Tensor& self, const Tensor& factor) { self.mul_(factor); }
 

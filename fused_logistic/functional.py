@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
@@ -24,6 +25,12 @@ def _refuse(op: str, required: dict[str, object], **optional: object) -> NoRetur
         if not isinstance(value, _OPTIONAL_TENSOR if name in optional else Tensor):
             raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {type(value).__name__}")
     raise AssertionError("all arguments are tensors")
+
+
+def _loss() -> Callable[..., Tensor]:
+    """The op; where torch.compile captures it and may want a gradient too, the Function that computes both at once."""
+    captured = torch.compiler.is_compiling() and torch.is_grad_enabled()
+    return BinaryCrossEntropyWithLogits.apply if captured else ops.bce
 
 
 def _unusual_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> int:
@@ -118,10 +125,7 @@ def binary_cross_entropy_with_logits(
         reduction_enum = _unusual_reduction(size_average, reduce, reduction)
     if type(input) not in _PLAIN and is_dtensor(input) and reduction_enum == ops.MEAN:
         return sharded_mean(input, target, weight, pos_weight, mask, label_smoothing or 0.0, ignore_index)
-    # the Function computes the gradient in its forward pass, also where nobody can ask for it
-    captured = torch.compiler.is_compiling() and torch.is_grad_enabled()
-    function = BinaryCrossEntropyWithLogits.apply if captured else ops.bce
-    return function(input, target, weight, pos_weight, mask, reduction_enum, label_smoothing or 0.0, ignore_index, None)
+    return _loss()(input, target, weight, pos_weight, mask, reduction_enum, label_smoothing or 0.0, ignore_index, None)
 
 
 def sigmoid_focal_loss(
@@ -193,7 +197,4 @@ def sigmoid_focal_loss(
     focal = float(gamma), None if alpha == -1 else float(alpha)
     if type(inputs) not in _PLAIN and is_dtensor(inputs) and reduction_enum == ops.MEAN:
         return sharded_mean(inputs, targets, None, None, mask, 0.0, ignore_index, dtype, *focal)
-    # the Function computes the gradient in its forward pass, also where nobody can ask for it
-    captured = torch.compiler.is_compiling() and torch.is_grad_enabled()
-    function = BinaryCrossEntropyWithLogits.apply if captured else ops.bce
-    return function(inputs, targets, None, None, mask, reduction_enum, 0.0, ignore_index, dtype, *focal)
+    return _loss()(inputs, targets, None, None, mask, reduction_enum, 0.0, ignore_index, dtype, *focal)

@@ -1,16 +1,29 @@
-"""Runs the CUDA kernels in the PTX interpreter on torch CPU tensors: a stand-in for csrc/cuda/launch.cpp."""
+"""Runs the CUDA kernels in the PTX interpreter on torch CPU tensors: a stand-in for csrc/cuda/launch.cpp.
+
+A test file that imports this is skipped where the toolchain is not.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import re
+from collections import Counter
 from enum import IntEnum
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import same_bits
-from ptx import Memory, load_file, toolchain
 
 from fused_logistic import _C
+
+pytest.importorskip("ptx.toolchain", reason="the PTX interpreter needs numpy")
+from ptx import Memory, load_file, toolchain  # noqa: E402
+
+try:
+    toolchain.find()
+except toolchain.ToolchainMissing as missing:
+    pytest.skip(str(missing), allow_module_level=True)
 
 CSRC = Path(__file__).parents[1] / "csrc"
 FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-fmad=false")
@@ -268,3 +281,23 @@ def compare(kernels, output, logits, target, **options):
     result = run(kernels, output, logits, target, **options)
     check(result, on_cpu(output, logits, target, **options))
     return result
+
+
+def unexecuted(module, explained) -> list[str]:
+    """The kinds of instruction of a source line that no launch executed, but where ``explained`` matches the line."""
+    hits, example = Counter(), {}
+    for kernel in module.kernels.values():
+        for instruction in kernel.program.code[:-1]:  # the last: an exit that the interpreter adds
+            kind = instruction.where, ".".join([instruction.opcode, *instruction.modifiers])
+            hits[kind] += instruction.hits
+            example[kind] = instruction
+    text = {file.name: ["", *file.read_text().splitlines()] for file in CSRC.glob("**/*.*") if file.suffix != ".py"}
+    missed = [f"{name} was not launched" for name, k in module.kernels.items() if not k.program.code[0].hits]
+    for (where, _), instruction in example.items():
+        file, line = where.split(":")
+        # Moves and jumps compute nothing; line 0 has none of ours, such as the inside of a 64-bit division
+        if hits[where, _] == 0 and line != "0" and instruction.opcode not in ("mov", "bra"):
+            source = text[file][int(line)].strip()
+            if not any(re.match(pattern, source) for pattern in explained):
+                missed.append(f"{instruction}: {source}")
+    return missed

@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import same_bits
-
-toolchain = pytest.importorskip("ptx.toolchain", reason="the PTX interpreter needs numpy")
-try:
-    toolchain.find()
-except toolchain.ToolchainMissing as missing:
-    pytest.skip(str(missing), allow_module_level=True)
-
-from cuda_kernels import CODES, CSRC, Launch, Operand, Output, Problem, cancelling, load, on_cpu, run  # noqa: E402
-from ptx import Memory, PtxError  # noqa: E402
+from cuda_kernels import CODES, CSRC, Launch, Operand, Output, Problem, cancelling, load, on_cpu, run
+from ptx import Memory, PtxError
 
 KERNELS = """#include "cuda/kernels.cuh"
 namespace fused_logistic {

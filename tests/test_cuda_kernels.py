@@ -5,25 +5,15 @@ speed nor what ptxas makes of the PTX has been seen.
 """
 
 import itertools
-import re
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from conftest import same_bits
-
-toolchain = pytest.importorskip("ptx.toolchain", reason="the PTX interpreter needs numpy")
-try:
-    toolchain.find()
-except toolchain.ToolchainMissing as missing:
-    pytest.skip(str(missing), allow_module_level=True)
-
-from cuda_kernels import (  # noqa: E402
+from cuda_kernels import (
     CODES,
     COLUMNS,
     CPP,
-    CSRC,
     FLOATS,
     FORMS,
     ROWS,
@@ -43,10 +33,11 @@ from cuda_kernels import (  # noqa: E402
     on_cpu,
     place,
     run,
+    unexecuted,
 )
-from ptx import Memory, PtxError  # noqa: E402
+from ptx import Memory, PtxError
 
-from fused_logistic import _C  # noqa: E402
+from fused_logistic import _C
 
 FULL_ARCH = 80
 PLAIN = [(z, y) for z in FLOATS for y in (z, torch.bool, torch.int64)] + [
@@ -395,19 +386,5 @@ def test_coverage(kernels, request):
     options = request.config
     if options.getoption("keyword") or any("::" in argument for argument in options.args):
         pytest.skip("only some tests of this file were asked for")
-    hits, example = Counter(), {}
-    for kernel in kernels.kernels.values():
-        for instruction in kernel.program.code[:-1]:  # the last: an exit that the interpreter adds
-            kind = instruction.where, ".".join([instruction.opcode, *instruction.modifiers])
-            hits[kind] += instruction.hits
-            example[kind] = instruction
-    text = {file.name: ["", *file.read_text().splitlines()] for file in CSRC.glob("**/*.*") if file.suffix != ".py"}
-    missed = [f"{name} was not launched" for name, k in kernels.kernels.items() if not k.program.code[0].hits]
-    for (where, _), instruction in example.items():
-        file, line = where.split(":")
-        # Moves and jumps compute nothing; line 0 has none of ours, such as the inside of a 64-bit division
-        if hits[where, _] == 0 and line != "0" and instruction.opcode not in ("mov", "bra"):
-            source = text[file][int(line)].strip()
-            if not any(re.match(explained, source) for explained in UNEXECUTED):
-                missed.append(f"{instruction}: {source}")
+    missed = unexecuted(kernels, explained=UNEXECUTED)
     assert not missed, "\n" + "\n".join(missed)

@@ -4,14 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-toolchain = pytest.importorskip("ptx.toolchain", reason="the PTX interpreter needs numpy")
-try:
-    toolchain.find()
-except toolchain.ToolchainMissing as missing:
-    pytest.skip(str(missing), allow_module_level=True)
-
-from cuda_kernels import (  # noqa: E402
+from cuda_kernels import (
     CODES,
     COLUMNS,
     ROWS,
@@ -26,7 +19,7 @@ from cuda_kernels import (  # noqa: E402
     make_weight,
 )
 
-from fused_logistic import _C  # noqa: E402
+from fused_logistic import _C
 
 SAMPLE = Path(__file__).with_name("cuda_sample.cu")
 

@@ -13,14 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-toolchain = pytest.importorskip("ptx.toolchain", reason="the PTX interpreter needs numpy")
-try:
-    toolchain.find()
-except toolchain.ToolchainMissing as missing:
-    pytest.skip(str(missing), allow_module_level=True)
-
-from cuda_kernels import FLAGS  # noqa: E402
+from cuda_kernels import FLAGS
+from ptx import toolchain
 
 SAMPLE = Path(__file__).with_name("cuda_sample.cu")
 ONE_PASS = "plain_kernel<(fused_logistic::Output)1, {0}, {0}>"

@@ -121,13 +121,6 @@ def test_source_tree_that_is_not_built(tmp_path):
     assert "build it:  pip install --no-build-isolation --no-deps ." in message
 
 
-def test_unknown_instruction_set(tmp_path):
-    run = python("-c", "import fused_logistic", path=[PACKAGE.parent], cwd=tmp_path, FUSED_LOGISTIC_ISA="mmx")
-    message = run.stderr.splitlines()[-1]
-    assert message.endswith("FUSED_LOGISTIC_ISA: expected one of avx512, avx2, baseline, got 'mmx'")
-    assert "ebuild" not in run.stderr
-
-
 # ---- What is in the package ----------------------------------------------------------------------------------------
 
 
