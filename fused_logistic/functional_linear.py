@@ -87,8 +87,8 @@ def linear_binary_cross_entropy(
         Differentiable in ``input``, ``linear_weight`` and ``linear_bias`` without storing the logits. Where ``target``,
         ``weight`` or ``pos_weight`` requires a gradient, under ``torch.func``, forward-mode AD, ``vmap`` and
         ``create_graph``, and for a DTensor, the composition above is computed instead: right, but with whole logits
-        (and a dense target; ``torch.func.grad`` and its kin refuse a sparse one, as torch has them do). A weight that varies both over labels and over some, not all, of several leading
-        dimensions is expanded.
+        (and a dense target; ``torch.func.grad`` and its kin refuse a sparse one, as torch has them do). A weight that
+        varies both over labels and over some, not all, of several leading dimensions is expanded.
 
     Raises:
         TypeError: an argument is not a tensor, or ``linear_weight`` or ``linear_bias`` is not of the input's dtype.
