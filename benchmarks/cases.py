@@ -33,7 +33,7 @@ class Plan:
 
     def rounds(self, expensive: bool) -> int:
         """How often each candidate is timed; ``expensive``: a round takes seconds."""
-        return (9 if expensive else 31) if self.full else (3 if expensive else 9)
+        return (11 if expensive else 101) if self.full else (3 if expensive else 9)
 
 
 @dataclass(frozen=True)

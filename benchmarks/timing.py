@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -82,7 +83,8 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Times every candidate once a round, so that drift of the machine's speed hits all alike.
 
-    A candidate faster than ``min_seconds`` is called several times a round, and its time divided. ``after_round`` is
+    Each round has an order of its own: threads that a candidate leaves spinning, and what it leaves in the caches, meet
+    another candidate every time. A candidate faster than ``min_seconds`` is called several times a round, and its time divided. ``after_round`` is
     for a progress bar.
     """
     seconds_per_call = _seconds_cuda if device == "cuda" else _seconds_cpu
@@ -92,9 +94,10 @@ def interleaved(
         seconds_per_call(candidate, 1)  # compiles, allocates, starts threads
         calls[name] = max(1, int(min_seconds / max(seconds_per_call(candidate, 1), 1e-9)))
     seconds: dict[str, list[float]] = {name: [] for name in given}
+    shuffled = random.Random(0)
     for _ in range(rounds):
-        for name, candidate in given.items():
-            seconds[name].append(seconds_per_call(candidate, calls[name]))
+        for name in shuffled.sample(list(given), len(given)):
+            seconds[name].append(seconds_per_call(given[name], calls[name]))
         after_round()
     return {name: Timing.of(values) for name, values in seconds.items()}
 

@@ -177,7 +177,7 @@ double mean_count(const Layer& layer, const Positives* positives) {
     return all - double(positives->value.eq(ignored).sum().item<int64_t>());
   }
   // some rows at a time: the comparison is a tensor too
-  const int64_t rows = std::max<int64_t>(kDefaultChunkBytes / std::max<int64_t>(layer.labels, 1), 1);
+  const int64_t rows = std::max<int64_t>(default_chunk_bytes(layer.input) / std::max<int64_t>(layer.labels, 1), 1);
   int64_t count = 0;
   for (int64_t row = 0; row < layer.rows; row += rows) {
     count += layer.target.narrow(0, row, std::min(rows, layer.rows - row)).ne(ignored).sum().item<int64_t>();

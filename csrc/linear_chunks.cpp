@@ -54,8 +54,9 @@ class Chunks {
         a_(layer.arguments),
         mask_(mask),
         type_(a_.input.scalar_type()),
-        tiling_(layer.rows, layer.labels,
-                std::max<int64_t>(a_.chunk_bytes.value_or(kDefaultChunkBytes) / a_.input.element_size(), 1)) {}
+        tiling_(
+            layer.rows, layer.labels,
+            std::max<int64_t>(a_.chunk_bytes.value_or(default_chunk_bytes(a_.input)) / a_.input.element_size(), 1)) {}
 
   LinearResult run() {
     if (layer_.sparse) {

@@ -70,10 +70,13 @@ def test_candidates_take_turns():
         "a": lambda: order.append("a"),
         "b": Candidate(lambda given: order.append(given), before=lambda: order.append("before b") or "b"),
     }
-    rounds = []
-    times = interleaved(candidates, rounds=3, min_seconds=0.0, after_round=lambda: rounds.append(len(order)))
-    assert list(times) == ["a", "b"] and len(rounds) == 3
-    assert order[-9:] == ["a", "before b", "b"] * 3
+    ends = []
+    times = interleaved(candidates, rounds=20, min_seconds=0.0, after_round=lambda: ends.append(len(order)))
+    assert list(times) == ["a", "b"]
+    rounds = [order[end - 3 : end] for end in ends]
+    assert len(rounds) == 20 and ends == list(range(ends[0], ends[0] + 60, 3))  # each once a round
+    ab, ba = ["a", "before b", "b"], ["before b", "b", "a"]
+    assert all(r in (ab, ba) for r in rounds) and min(rounds.count(ab), rounds.count(ba)) >= 5  # none always after another
 
 
 def test_cuda_is_timed_by_events(monkeypatch):

@@ -46,9 +46,8 @@ FL_FN V focal_derivative(const Logit<V>& logit, const TermWeights<V>& weights, c
 }
 
 // One value of elements, i being the first.
-template <Output kOutput, Form kForm, class C, class Z, class Y>
+template <Output kOutput, Form kForm, class V, class C, class Z, class Y>
 FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
-  using V = typename Simd<C>::Value;
   V y = load_as<V>(row.target + i), p = splat<V>(1), w = p;
   TermWeights<V> weights;
   auto kept = w == w;
@@ -97,9 +96,9 @@ FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
 
 // Asks for the lines that the next row will read and write: the hardware's own prefetching stops at each row's end,
 // where the sums are added up.
-template <Output kOutput, class C, class Z, class Y>
+template <Output kOutput, class V, class C, class Z, class Y>
 FL_FN void prefetch_next_row(const Row<C, Z, Y>& row, int64_t i) {
-  constexpr int64_t w = width<typename Simd<C>::Value>, line = 64;
+  constexpr int64_t w = width<V>, line = 64;
   if (!row.more) return;
   for (int64_t k = 0; k < w; k += line / int64_t(sizeof(Z))) {
     __builtin_prefetch(row.logits + kLanes + i + k);
@@ -109,13 +108,13 @@ FL_FN void prefetch_next_row(const Row<C, Z, Y>& row, int64_t i) {
 }
 
 // Always inlined: as a function of its own it would keep the row's fields in memory, a tenth slower.
-template <Output kOutput, Form kForm, class C, class Z, class Y>
+template <Output kOutput, Form kForm, class V, class C, class Z, class Y>
 FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
-  constexpr int64_t w = width<typename Simd<C>::Value>;
+  constexpr int64_t w = width<V>;
   int64_t i = 0;
   for (; i + w <= count; i += w) {
-    prefetch_next_row<kOutput>(row, i);
-    step<kOutput, kForm>(row, i);
+    prefetch_next_row<kOutput, V>(row, i);
+    step<kOutput, kForm, V>(row, i);
   }
   if (i == count) return;
   // The rest, padded to a whole value: the same code, elsewhere. Padding lanes are computed and dropped.
@@ -136,7 +135,7 @@ FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
   rest.target = target;
   rest.out = out;
   rest.summands = summands;
-  step<kOutput, kForm>(rest, 0);
+  step<kOutput, kForm, V>(rest, 0);
   if constexpr (has_elements(kOutput)) memcpy(row.out + i, out, n * sizeof(Z));
   if constexpr (has_sum(kOutput)) {
     memcpy(row.summands + i, summands, n * sizeof(C));
@@ -224,7 +223,7 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
         row.mask = mask.row(begin, count);
       }
       row.more = begin + count < problem.numel;
-      run_row<kOutput, kForm>(row, count);
+      run_row<kOutput, kForm, typename Simd<C>::Value>(row, count);
       if constexpr (has_sum(kOutput)) {
         if (begin == chunk_begin) {
           for (int64_t i = 0; i < count; ++i) lanes[i] = double(summands[i]) + 0.0;  // + 0.0: never -0.0

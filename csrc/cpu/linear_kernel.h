@@ -12,17 +12,6 @@ namespace {
 
 constexpr int64_t kFlushRows = 64;
 
-template <class A>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  using type = FloatVector;
-};
-template <>
-struct VectorOf<double> {
-  using type = DoubleVector;
-};
-
 // The last features of a row, with zeros up to kDotLanes.
 template <class T>
 struct PaddedEnd {
@@ -38,7 +27,7 @@ struct PaddedEnd {
 // long as it is read in order.
 template <class A, class T>
 FL_FN auto dot(const T* x, const A* w, int64_t features) {
-  using V = typename VectorOf<A>::type;
+  using V = typename Simd<A>::Vector;
   constexpr int64_t n = width<V>, kVectors = kDotLanes / n;
   V sums[kVectors] = {};
   int64_t j = 0;
@@ -59,7 +48,7 @@ FL_FN auto dot(const T* x, const A* w, int64_t features) {
 // The dot products of a block's rows: the lanes are folded when all are there, as each fold is a chain of its own.
 template <class A, class T>
 FL_FN void dots_of(const T* x, int64_t stride, int64_t rows, const A* w, int64_t features, A bias, A* dots) {
-  constexpr int64_t n = width<typename VectorOf<A>::type>;
+  constexpr int64_t n = width<typename Simd<A>::Vector>;
   alignas(64) A lanes[kMaxBlockRows][n];
   for (int64_t r = 0; r < rows; ++r) store(lanes[r], dot(x + r * stride, w, features));
   for (int64_t r = 0; r < rows; ++r) {
@@ -73,7 +62,7 @@ FL_FN void dots_of(const T* x, int64_t stride, int64_t rows, const A* w, int64_t
 // sums += g[0] row 0 + g[1] row 1 + ..., one after the other.
 template <int kRows, class A, class T>
 FL_FN void add_rows(const T* x, int64_t stride, const A* g, int64_t features, A* sums) {
-  using V = typename VectorOf<A>::type;
+  using V = typename Simd<A>::Vector;
   constexpr int64_t n = width<V>, kVectors = kDotLanes / n;
   V factors[kRows];
   for (int r = 0; r < kRows; ++r) factors[r] = splat<V>(g[r]);
@@ -97,7 +86,7 @@ FL_FN void add_rows(const T* x, int64_t stride, const A* g, int64_t features, A*
 // out = g w
 template <class A, class T>
 FL_FN void scale_weight(A g, const A* w, int64_t features, T* out) {
-  using V = typename VectorOf<A>::type;
+  using V = typename Simd<A>::Vector;
   constexpr int64_t n = width<V>;
   const V factor = splat<V>(g);
   int64_t j = 0;
@@ -108,21 +97,22 @@ FL_FN void scale_weight(A g, const A* w, int64_t features, T* out) {
   memcpy(out + j, end, (features - j) * sizeof(T));
 }
 
+template <Output kOutput, class C>
+void run_losses_of(const Row<C, C, C>& row, int64_t count, bool plain) {
+  using V = Pair<typename Simd<C>::Vector>;  // a block has few rows
+  plain ? run_row<kOutput, Form::kPlain, V>(row, count) : run_row<kOutput, Form::kGeneral, V>(row, count);
+}
 template <class C>
 void run_losses(const Row<C, C, C>& row, int64_t count, Output output, bool plain) {
   switch (output) {
     case Output::kLossSum:
-      return plain ? run_row<Output::kLossSum, Form::kPlain>(row, count)
-                   : run_row<Output::kLossSum, Form::kGeneral>(row, count);
+      return run_losses_of<Output::kLossSum>(row, count, plain);
     case Output::kLossSumAndGrad:
-      return plain ? run_row<Output::kLossSumAndGrad, Form::kPlain>(row, count)
-                   : run_row<Output::kLossSumAndGrad, Form::kGeneral>(row, count);
+      return run_losses_of<Output::kLossSumAndGrad>(row, count, plain);
     case Output::kLoss:
-      return plain ? run_row<Output::kLoss, Form::kPlain>(row, count)
-                   : run_row<Output::kLoss, Form::kGeneral>(row, count);
+      return run_losses_of<Output::kLoss>(row, count, plain);
     default:
-      return plain ? run_row<Output::kGradLogits, Form::kPlain>(row, count)
-                   : run_row<Output::kGradLogits, Form::kGeneral>(row, count);
+      return run_losses_of<Output::kGradLogits>(row, count, plain);
   }
 }
 
@@ -167,8 +157,7 @@ void run_parts(const LinearProblem& problem, int64_t first, int64_t last, Output
       const int64_t count = part_end - begin < block ? part_end - begin : block;
       const T* const x = input + begin * stride;
       dots_of(x, stride, count, w, features, A(problem.bias), dots);
-      int64_t r = 0;
-      for (; r < count; ++r) logits[r] = C(dots[r]);
+      for (int64_t r = 0; r < count; ++r) logits[r] = C(dots[r]);
       row.target = target.row(begin, count);
       row.grad_output = grad_output.row(begin, count);
       row.pos_weight = pos_weight.row(begin, count);
@@ -176,16 +165,17 @@ void run_parts(const LinearProblem& problem, int64_t first, int64_t last, Output
       row.mask = mask.row(begin, count);
       run_losses(row, count, output, plain);
       if (has_sum(output)) {
-        for (r = 0; r < count; ++r) loss_sum += double(summands[r]);
+        for (int64_t r = 0; r < count; ++r) loss_sum += double(summands[r]);
       }
       if (output == Output::kLoss) write(out, count, loss.out_dtype, loss.out, begin);
       if (!has_grad) continue;
-      for (r = 0; r < count; ++r) {
+      for (int64_t r = 0; r < count; ++r) {
         grad_sum += double(out[r]);
         factors[r] = A(out[r]);
       }
       if (grad_weight != nullptr) {
-        for (r = 0; r + 8 <= count; r += 8) add_rows<8>(x + r * stride, stride, factors + r, features, sums);
+        int64_t r = 0;
+        for (; r + 8 <= count; r += 8) add_rows<8>(x + r * stride, stride, factors + r, features, sums);
         for (; r + 4 <= count; r += 4) add_rows<4>(x + r * stride, stride, factors + r, features, sums);
         for (; r < count; ++r) add_rows<1>(x + r * stride, stride, factors + r, features, sums);
         pending += count;
@@ -193,7 +183,7 @@ void run_parts(const LinearProblem& problem, int64_t first, int64_t last, Output
       }
       if (problem.grad_input != nullptr) {
         T* const grad_input = static_cast<T*>(problem.grad_input) + begin * features;
-        for (r = 0; r < count; ++r) scale_weight(factors[r], w, features, grad_input + r * features);
+        for (int64_t r = 0; r < count; ++r) scale_weight(factors[r], w, features, grad_input + r * features);
       }
     }
     if (pending > 0) flush();

@@ -113,8 +113,8 @@ struct Value<FloatVector> : VectorValue<FloatVector, float, UInt32Vector> {};
 template <>
 struct Value<DoubleVector> : VectorValue<DoubleVector, double, UInt64Vector> {};
 
-// Two values that go through the formula side by side. The formula is one long chain of dependent operations, and the
-// CPU's scheduler is too small to overlap one chain with the next by itself.
+// Two values that go through the formula side by side; a pair of pairs is four. The formula is one long chain of dependent
+// operations, and the CPU's scheduler is too small to overlap one chain with the next by itself.
 template <class V>
 struct Pair {
   V first, second;
@@ -256,23 +256,18 @@ FL_FN void store(Half* data, FloatVector x) {
 
 // ---- What one step of a kernel works on --------------------------------------------------------------------------
 
-#if defined(FL_AVX512)  // 32 registers hold four vectors side by side, 16 hold two
-template <class V>
-using Wide = Pair<Pair<V>>;
-#else
-template <class V>
-using Wide = Pair<V>;
-#endif
-
+// Vectors of C (float or double), and how many of them go side by side. fp64 has the longer polynomials, so longer chains.
 template <class C>
-struct Simd;  // the value in which arithmetic on C (float or double) is done
+struct Simd;
 template <>
 struct Simd<float> {
-  using Value = Wide<FloatVector>;
+  using Vector = FloatVector;
+  using Value = Pair<Pair<Vector>>;
 };
 template <>
 struct Simd<double> {
-  using Value = Wide<DoubleVector>;
+  using Vector = DoubleVector;
+  using Value = Pair<Pair<Pair<Vector>>>;
 };
 
 template <class V>
