@@ -21,6 +21,7 @@ import torch
 from .timing import Candidate
 
 OURS = "fused"
+ELEMENTWISE, FOCAL, LAYER = "binary_cross_entropy_with_logits", "sigmoid_focal_loss", "linear_binary_cross_entropy"
 LIMITS = ("triad", "read", "products")  # products: the matrix products of a layer alone
 
 
@@ -75,6 +76,6 @@ def register(source: Callable[[Plan], Iterable[Case]]) -> Callable[[Plan], Itera
 
 
 def all_cases(plan: Plan) -> list[Case]:
-    from . import linear, providers  # noqa: F401 - imported to register their cases
+    from . import focal, linear, providers  # noqa: F401 - imported to register their cases
 
     return [case for source in _sources for case in source(plan)]

@@ -12,9 +12,8 @@ from torch import Tensor
 
 import fused_logistic as fl
 
-from .cases import Case, Plan, register
+from .cases import LAYER, Case, Plan, register
 
-KERNEL = "linear_binary_cross_entropy"
 TILE = 2048, 1024  # of logits, rows and labels: as ours cuts a large float32 layer on the CPU
 Step = Callable[[], object]
 
@@ -98,7 +97,7 @@ def sparse_labels(rows: int, features: int, labels: int, positives: int, device:
 def cases(plan: Plan) -> Iterator[Case]:
     rows, features = (1 << 18, 512) if plan.full else (1 << 16, 256)
     yield Case(
-        kernel=KERNEL,
+        kernel=LAYER,
         mode="full",
         x_value=rows,
         x_name="rows",
@@ -112,7 +111,7 @@ def cases(plan: Plan) -> Iterator[Case]:
     )
     rows, features, labels = (4096, 512, 30_000) if plan.full else (512, 256, 8192)
     yield Case(
-        kernel=KERNEL,
+        kernel=LAYER,
         mode="full",
         x_value=labels,
         x_name="labels",
@@ -127,7 +126,7 @@ def cases(plan: Plan) -> Iterator[Case]:
     )
     rows, features, labels = (64, 128, 1_000_000) if plan.full else (64, 64, 100_000)
     yield Case(
-        kernel=KERNEL,
+        kernel=LAYER,
         mode="full",
         x_value=labels,
         x_name="sparse labels",

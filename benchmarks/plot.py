@@ -17,12 +17,11 @@ matplotlib.use("Agg")  # files are written; no display is needed
 import matplotlib.pyplot as plt  # noqa: E402 - after the choice of the backend
 from matplotlib.ticker import PercentFormatter  # noqa: E402
 
-from .cases import LIMITS, OURS  # noqa: E402
+from .cases import ELEMENTWISE, LAYER, LIMITS, OURS  # noqa: E402
 from .report import DEFAULT  # noqa: E402
 from .results import Row, read, select  # noqa: E402
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
-ELEMENTWISE = "binary_cross_entropy_with_logits"
 # provider -> label, colour
 STYLES = {
     "fused": ("fused_logistic", "tab:blue"),
@@ -172,7 +171,7 @@ def draw(table: Path, directory: Path) -> list[Path]:
     memory = select(rows, metric="memory", kernel=ELEMENTWISE)
     if memory:
         pictures.append(draw_memory(memory, directory / f"{prefix}memory.png"))
-    layer = [case for case in select(rows) if case[OURS].kernel_name != ELEMENTWISE]
+    layer = select(rows, kernel=LAYER)
     if layer:
         title = "How much longer a training step of the whole layer takes elsewhere (float32)"
         labels = [case[OURS].x_label.replace(", ", "\n") for case in layer]

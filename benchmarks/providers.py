@@ -12,10 +12,9 @@ from torch import Tensor
 
 import fused_logistic as fl
 
-from .cases import Case, Plan, register
+from .cases import ELEMENTWISE, Case, Plan, register
 from .timing import Candidate
 
-KERNEL = "binary_cross_entropy_with_logits"
 Step = Candidate | Callable[[], object]
 
 # DESIGN's targets, as (rival's time / ours) at least: {(dtype, number of elements): {provider: ratio}}
@@ -141,7 +140,7 @@ def cases(plan: Plan) -> Iterator[Case]:
         arrays = ARRAYS.get(mode)
         measured = dtype == torch.float32 and mode == "full" and exponent == with_memory
         yield Case(
-            kernel=KERNEL,
+            kernel=ELEMENTWISE,
             mode=mode,
             x_value=numel,
             dtype=dtype,

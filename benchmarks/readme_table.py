@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from . import report
-from .cases import LIMITS, OURS
+from .cases import ELEMENTWISE, FOCAL, LAYER, LIMITS, OURS
 from .results import Row, read, select
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "performance.md"]
 RESULTS = Path(__file__).resolve().parent / "results"
-ELEMENTWISE = "binary_cross_entropy_with_logits"
 HEADERS = {
     "fused": "fused_logistic",
     "eager": "eager torch",
@@ -71,6 +70,10 @@ def times(cases: list[Case], first: str, label: Callable[[Case], str], without: 
 
 def speed(rows: list[Row]) -> str:
     return times(select(rows, kernel=ELEMENTWISE), "elements", lambda case: elements(case[OURS].x_value))
+
+
+def focal(rows: list[Row]) -> str:
+    return times(select(rows, kernel=FOCAL), "elements", lambda case: elements(case[OURS].x_value))
 
 
 def headline(rows: list[Row]) -> str:
@@ -124,9 +127,9 @@ def layer(rows: list[Row]) -> str:
     def label(case: Case) -> str:
         return case[OURS].x_label
 
-    cases = [case for case in select(rows) if case[OURS].kernel_name != ELEMENTWISE]
+    cases = select(rows, kernel=LAYER)
     text = times(cases, "training step of the layer", label, without=()) if cases else ""
-    used = [case for case in select(rows, metric="memory") if case[OURS].kernel_name != ELEMENTWISE]
+    used = select(rows, metric="memory", kernel=LAYER)
     if used:
         names = [p for p in present(used) if p not in LIMITS]
         body = [[label(c), *(f"{c[p].y_value_50:.0f} MB" if p in c else "" for p in names)] for c in used]
@@ -152,7 +155,7 @@ def exactness() -> str:
 
 def blocks() -> dict[str, str]:
     rows = read(RESULTS / "cpu.csv")
-    made = {f.__name__: f(rows) for f in (headline, machine, speed, dtypes, modes, memory, layer, losses)}
+    made = {f.__name__: f(rows) for f in (headline, machine, speed, dtypes, modes, memory, layer, focal, losses)}
     return {**made, "exactness": exactness()}
 
 

@@ -1,0 +1,56 @@
+"""The focal loss: ours, and the graph that torchvision composes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import fused_logistic as fl
+
+from .cases import FOCAL, Case, Plan, register
+from .providers import Step, autograd_step
+
+ALPHA, GAMMA = 0.25, 2.0
+
+
+def composed(logits: Tensor, target: Tensor) -> Tensor:
+    """What ``torchvision.ops.sigmoid_focal_loss`` computes, operation for operation."""
+    p = torch.sigmoid(logits)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    p_t = p * target + (1 - p) * (1 - target)
+    alpha_t = ALPHA * target + (1 - ALPHA) * (1 - target)
+    return (alpha_t * (cross_entropy * (1 - p_t) ** GAMMA)).mean()
+
+
+def candidates(numel: int, device: str) -> dict[str, Step]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(numel, generator=generator).mul_(3).to(device).requires_grad_()
+    target = (torch.rand(numel, generator=generator) < 0.01).float().to(device)  # a detector's: nearly all background
+    torch._dynamo.reset()
+    ours = functools.partial(fl.sigmoid_focal_loss, alpha=ALPHA, gamma=GAMMA, reduction="mean")
+    flat, out = logits.detach(), torch.empty_like(target)
+    return {
+        "fused": autograd_step(ours, logits, target, "full"),
+        "eager": autograd_step(composed, logits, target, "full"),
+        "compile": autograd_step(torch.compile(composed, dynamic=False), logits, target, "full"),
+        "triad": lambda: torch.add(flat, target, out=out),
+    }
+
+
+@register
+def cases(plan: Plan) -> Iterator[Case]:
+    for exponent in (16, 20, 24) if plan.full else (20,):
+        numel = 1 << exponent
+        yield Case(
+            kernel=FOCAL,
+            mode="full",
+            x_value=numel,
+            device=plan.device,
+            candidates=functools.partial(candidates, numel, plan.device),
+            rounds=plan.rounds(expensive=exponent > 22),
+            bytes=3 * 4 * numel,
+        )
