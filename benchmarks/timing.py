@@ -77,7 +77,7 @@ def _seconds_cuda(candidate: Candidate, calls: int) -> float:
 def interleaved(
     candidates: Mapping[str, Candidate | Callable[[], object]],
     rounds: int = 21,
-    min_seconds: float = 2e-3,
+    min_seconds: float = 5e-3,
     device: str = "cpu",
     after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:

@@ -146,8 +146,8 @@ def _compiled(tensors: tuple[Any, ...], options: tuple[object, ...]) -> Tensor:
         dtype = torch.double if target.dtype == torch.double else torch.float
         layer = (t if t is None or t.dtype == torch.double else t.to(low) for t in tensors[:3])
         tensors = (*layer, *tensors[3:])
-    others = any(t is not None and t.requires_grad for t in (target, weight, pos_weight))
-    function = linear_ops.composed if others else LinearBinaryCrossEntropy.apply
     if not torch.is_grad_enabled():  # the Function would compute gradients that nobody can ask for
-        function = linear_ops.linear_bce
-    return function(*tensors, *options, dtype)
+        return linear_ops.linear_bce(*tensors, *options, dtype)
+    if any(t is not None and t.requires_grad for t in (target, weight, pos_weight)):
+        return linear_ops.composed(*tensors, *options, dtype)
+    return LinearBinaryCrossEntropy.apply(*tensors, *options, dtype)
