@@ -33,7 +33,7 @@ class Plan:
     device: str
 
     def rounds(self, expensive: bool) -> int:
-        """How often each candidate is timed; ``expensive``: a round takes seconds."""
+        """How often each candidate is timed; ``expensive``: a round takes about a second or more."""
         return (11 if expensive else 101) if self.full else (3 if expensive else 9)
 
 

@@ -14,7 +14,7 @@ import fused_logistic as fl
 
 from .cases import LAYER, Case, Plan, register
 
-TILE = 2048, 1024  # of logits, rows and labels: as ours cuts a large float32 layer on the CPU
+TILE = 2048, 1024  # of logits, rows and labels: as ours with 30,000 labels on the CPU
 Step = Callable[[], object]
 
 

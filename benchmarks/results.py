@@ -78,13 +78,13 @@ def comparisons(rows: Iterable[Row]) -> list[dict[str, Row]]:
 
 
 def select(
-    rows: Iterable[Row], metric: str = "speed", mode: str = "full", dtype: str = "float32", kernel: str | None = None
+    rows: Iterable[Row], kernel: str, metric: str = "speed", mode: str = "full", dtype: str = "float32"
 ) -> list[dict[str, Row]]:
     """The comparisons of one kernel, smallest x first."""
     chosen = [
         row
         for row in rows
         if (row.metric_name, row.kernel_operation_mode, row.config["dtype"]) == (metric, mode, dtype)
-        and kernel in (None, row.kernel_name)
+        and row.kernel_name == kernel
     ]
     return sorted(comparisons(chosen), key=lambda case: case[OURS].x_value)

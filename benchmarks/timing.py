@@ -83,9 +83,9 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Times every candidate once a round, so that drift of the machine's speed hits all alike.
 
-    Each round has an order of its own: threads that a candidate leaves spinning, and what it leaves in the caches, meet
-    another candidate every time. A candidate faster than ``min_seconds`` is called several times a round, and its time
-    divided. ``after_round`` is for a progress bar.
+    Each round has an order of its own: threads that a candidate leaves spinning, and what it leaves in the caches, do
+    not always meet the same other. A candidate faster than ``min_seconds`` is called several times a round, and its
+    time divided. ``after_round`` is for a progress bar.
     """
     seconds_per_call = _seconds_cuda if device == "cuda" else _seconds_cpu
     given = {name: c if isinstance(c, Candidate) else Candidate(c) for name, c in candidates.items()}

@@ -75,8 +75,8 @@ def linear_binary_cross_entropy(
         ignore_index: elements whose target has this value contribute nothing; ``"mean"`` divides by the number of
             those that remain.
         label_smoothing: in [0, 1], None being 0; the target :math:`y` becomes :math:`y (1 - s) + s / 2`.
-        chunk_bytes: how many bytes the chunk of logits may take. None: 8 MiB on the CPU, which the caches hold, else
-            32 MiB. The products and the order of the sums depend on it, so results differ by rounding.
+        chunk_bytes: how many bytes the chunk of logits may take. None: 8 MiB on the CPU, else 32 MiB. The products
+            and the order of the sums depend on it, so results differ by rounding.
 
     Returns:
         A scalar, or the losses ``[..., labels]`` for ``"none"``; of the target's dtype if that is a floating type,

@@ -12,7 +12,8 @@ import torch
 pytest.importorskip("matplotlib", reason="the benchmarks draw with matplotlib")
 pytest.importorskip("tqdm", reason="the benchmarks show their progress with tqdm")
 
-from benchmarks import exactness, plot, readme_table, report, results  # noqa: E402
+import fused_logistic as fl  # noqa: E402
+from benchmarks import exactness, focal, plot, readme_table, report, results  # noqa: E402
 from benchmarks.cases import OURS, Plan, all_cases  # noqa: E402
 from benchmarks.providers import autograd_step, unfused  # noqa: E402
 from benchmarks.timing import Candidate, Timing, count_launches, interleaved  # noqa: E402
@@ -169,6 +170,12 @@ def test_every_case_has_ours_and_a_name_of_its_own():
     small = next(case for case in cases if case.x_value == 1)
     candidates = small.candidates()
     assert OURS in candidates and set(small.targets) <= set(candidates)
+
+
+def test_the_focal_rival_computes_the_same():
+    logits, target = torch.randn(100, dtype=torch.double), torch.rand(100, dtype=torch.double)
+    ours = fl.sigmoid_focal_loss(logits, target, alpha=focal.ALPHA, gamma=focal.GAMMA, reduction="mean")
+    torch.testing.assert_close(focal.composed(logits, target), ours)
 
 
 @pytest.mark.parametrize("mode", ["full", "forward", "backward", "no-grad-forward"])

@@ -256,7 +256,8 @@ FL_FN void store(Half* data, FloatVector x) {
 
 // ---- What one step of a kernel works on --------------------------------------------------------------------------
 
-// Vectors of C (float or double), and how many of them go side by side. fp64 has the longer polynomials, so longer chains.
+// Vectors of C (float or double), and how many of them go side by side, by measurements with AVX2. fp64 has the longer
+// polynomials, so longer chains.
 template <class C>
 struct Simd;
 template <>
