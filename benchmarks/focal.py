@@ -12,7 +12,7 @@ from torch import Tensor
 import fused_logistic as fl
 
 from .cases import FOCAL, Case, Plan, register
-from .providers import Step, autograd_step
+from .providers import ARRAYS, Step, autograd_step, tensors, triad
 
 ALPHA, GAMMA = 0.25, 2.0
 
@@ -27,17 +27,14 @@ def composed(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def candidates(numel: int, device: str) -> dict[str, Step]:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(numel, generator=generator).mul_(3).to(device).requires_grad_()
-    target = (torch.rand(numel, generator=generator) < 0.01).float().to(device)  # a detector's: nearly all background
+    logits, target = tensors(numel, torch.float32, device, positives=0.01)  # a detector's: nearly all background
     torch._dynamo.reset()
     ours = functools.partial(fl.sigmoid_focal_loss, alpha=ALPHA, gamma=GAMMA, reduction="mean")
-    flat, out = logits.detach(), torch.empty_like(target)
     return {
         "fused": autograd_step(ours, logits, target, "full"),
         "eager": autograd_step(composed, logits, target, "full"),
         "compile": autograd_step(torch.compile(composed, dynamic=False), logits, target, "full"),
-        "triad": lambda: torch.add(flat, target, out=out),
+        "triad": triad(logits, target),
     }
 
 
@@ -52,5 +49,5 @@ def cases(plan: Plan) -> Iterator[Case]:
             device=plan.device,
             candidates=functools.partial(candidates, numel, plan.device),
             rounds=plan.rounds(expensive=exponent > 22),
-            bytes=3 * 4 * numel,
+            bytes=ARRAYS["full"] * torch.float32.itemsize * numel,
         )

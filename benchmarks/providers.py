@@ -98,11 +98,22 @@ def _jax(logits: Tensor, target: Tensor, mode: str) -> Step:
     return lambda: jax.block_until_ready(function(z, y))
 
 
-def candidates(numel: int, dtype: torch.dtype, mode: str, device: str) -> dict[str, Step]:
-    """Name -> one call on shared tensors of ``numel`` elements."""
+def tensors(numel: int, dtype: torch.dtype, device: str, positives: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Logits, a leaf, and targets of which the given share is 1, the others 0."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(numel, generator=generator).mul_(3).to(device, dtype).requires_grad_()
-    target = torch.randint(0, 2, (numel,), generator=generator).to(device, dtype)
+    return logits, (torch.rand(numel, generator=generator) < positives).to(device, dtype)
+
+
+def triad(logits: Tensor, target: Tensor) -> Callable[[], object]:
+    """The memory limit of a step: it reads both and writes as much as the gradient."""
+    flat, out = logits.detach(), torch.empty_like(target)
+    return lambda: torch.add(flat, target, out=out)
+
+
+def candidates(numel: int, dtype: torch.dtype, mode: str, device: str) -> dict[str, Step]:
+    """Name -> one call on shared tensors of ``numel`` elements."""
+    logits, target = tensors(numel, dtype, device)
     torch._dynamo.reset()
     result: dict[str, Step] = {
         "fused": autograd_step(fl.binary_cross_entropy_with_logits, logits, target, mode),
@@ -113,9 +124,8 @@ def candidates(numel: int, dtype: torch.dtype, mode: str, device: str) -> dict[s
         ),
     }
     if mode != "backward":  # neither limit nor rivals have a backward pass of its own
-        flat, out = logits.detach(), torch.empty_like(target)
-        result["triad"] = lambda: torch.add(flat, target, out=out)
-        result["read"] = flat.sum
+        result["triad"] = triad(logits, target)
+        result["read"] = logits.detach().sum
     # Rivals without autograd have no forward pass that records a graph.
     if device == "cpu" and dtype == torch.float32 and mode in ("full", "no-grad-forward"):
         if not missing("sklearn"):

@@ -68,12 +68,12 @@ def times(cases: list[Case], first: str, label: Callable[[Case], str], without: 
     return markdown([first, *(HEADERS.get(p, p) for p in names)], body)
 
 
-def speed(rows: list[Row]) -> str:
-    return times(select(rows, kernel=ELEMENTWISE), "elements", lambda case: elements(case[OURS].x_value))
+def speed(rows: list[Row], kernel: str = ELEMENTWISE) -> str:
+    return times(select(rows, kernel=kernel), "elements", lambda case: elements(case[OURS].x_value))
 
 
 def focal(rows: list[Row]) -> str:
-    return times(select(rows, kernel=FOCAL), "elements", lambda case: elements(case[OURS].x_value))
+    return speed(rows, FOCAL)
 
 
 def headline(rows: list[Row]) -> str:

@@ -26,7 +26,7 @@ struct Coefficients<float> {
   // Less an exponent in the bits it is 2 to minus that exponent.
   static constexpr float log_invert = 0x1p+127f;
 
-  // exp(t) = 1 + t + t^2 q(t), |t| <= 0.34657504: relative error below 2^-28.24.
+  // q of exp_reduced, |t| <= 0.34657504: relative error of the result below 2^-28.24.
   struct Exp {
     static constexpr int count = 5;
     FL_FN constexpr float at(int i) {
@@ -41,7 +41,7 @@ struct Coefficients<float> {
     }
   };
 
-  // log1p(e) = e + e^2 q(e), 0 <= e <= 1: relative error below 2^-24.80.
+  // q of log1p_unit, 0 <= e <= 1: relative error of the result below 2^-24.80.
   struct Log1p {
     static constexpr int count = 8;
     FL_FN constexpr float at(int i) {
@@ -80,7 +80,7 @@ struct Coefficients<double> {
   // Less an exponent in the bits it is 2 to minus that exponent.
   static constexpr double log_invert = 0x1p+1023;
 
-  // exp(t) = 1 + t + t^2 q(t), |t| <= 0.34657359: relative error below 2^-57.91.
+  // q of exp_reduced, |t| <= 0.34657359: relative error of the result below 2^-57.91.
   struct Exp {
     static constexpr int count = 10;
     FL_FN constexpr double at(int i) {
@@ -100,7 +100,7 @@ struct Coefficients<double> {
     }
   };
 
-  // log1p(e) = e + e^2 q(e), 0 <= e <= 1: relative error below 2^-53.82.
+  // q of log1p_unit, 0 <= e <= 1: relative error of the result below 2^-53.82.
   struct Log1p {
     static constexpr int count = 19;
     FL_FN constexpr double at(int i) {

@@ -4,10 +4,11 @@
     python csrc/coefficients.py           write coefficients.h and print a table of the approximation errors
     python csrc/coefficients.py --check   derive everything again and compare with the committed coefficients.h
 
-Two series are approximated, each so that the greatest *relative* error of the function's final value is least:
+Two series are approximated, each so that the greatest *relative* error of the function's final value is least. The
+functions of logistic.h say how q is used:
 
-    exp(t)   = 1 + t + t^2 q(t)    |t| <= ln 2 / 2 and a little more, by which rounding n can overshoot
-    log1p(e) = e + e^2 q(e)        0 <= e <= 1
+    q(t) of exp_reduced    |t| <= ln 2 / 2 and a little more, by which rounding n can overshoot
+    q(e) of log1p_unit     0 <= e <= 1
 
 log(u) for u in (0, 1] needs no series of its own: u = 2^n f with f in [1, 2) has log(u) = n ln 2 + log1p(f - 1).
 
@@ -220,23 +221,23 @@ class Series:
 
 
 def exp_series(f, lowest):
-    """q in exp(t) = 1 + t + t^2 q(t). log2(e) is rounded, so near a tie n may be the farther integer; t is rounded."""
+    """q of exp_reduced. log2(e) is rounded, so near a tie n may be the farther integer; t is rounded."""
     n_error = abs(lowest * (f.round(1 / log(2)) - 1 / log(2)))
     reach = log(2) * (mpf(1) / 2 + n_error) + ldexp(1, -f.precision)
     points = [t for t in chebyshev_points(-reach, reach, GRID) if t != 0]
     target, weight = [1 - (1 + t) * exp(-t) for t in points], [t**2 * exp(-t) for t in points]
     q = rounded_fit(f, points, target, weight, f.exp_count)
     error = proven_error([mpf(1), mpf(1), *q], exp_taylor, -reach, reach)
-    return Series("Exp", f"exp(t) = 1 + t + t^2 q(t), |t| <= {float(reach):.8f}", q, error)
+    return Series("Exp", f"q of exp_reduced, |t| <= {float(reach):.8f}", q, error)
 
 
 def log1p_series(f):
-    """q in log1p(e) = e + e^2 q(e)."""
+    """q of log1p_unit."""
     points = chebyshev_points(mpf(0), mpf(1), GRID)[1:]
     target, weight = [1 - e / log1p(e) for e in points], [e**2 / log1p(e) for e in points]
     q = rounded_fit(f, points, target, weight, f.log1p_count)
     error = proven_error([mpf(0), mpf(1), *q], log1p_taylor, mpf(0), mpf(1))
-    return Series("Log1p", "log1p(e) = e + e^2 q(e), 0 <= e <= 1", q, error)
+    return Series("Log1p", "q of log1p_unit, 0 <= e <= 1", q, error)
 
 
 def coefficients_struct(f):
@@ -274,7 +275,7 @@ def coefficients_struct(f):
         lines += [f"  // {comment}"] if comment else []
         lines += [f"  static constexpr {f.scalar} {name} = {f.literal(value)};"]
     for s in series:
-        lines += ["", f"  // {s.meaning}: relative error below {power_of_two(s.error)}."]
+        lines += ["", f"  // {s.meaning}: relative error of the result below {power_of_two(s.error)}."]
         lines += [f"  struct {s.name} {{", f"    static constexpr int count = {len(s.coefficients)};"]
         lines += [f"    FL_FN constexpr {f.scalar} at(int i) {{", f"      constexpr {f.scalar} c[count] = {{"]
         literals = [f"{f.literal(c)}," for c in s.coefficients]

@@ -16,9 +16,8 @@ struct Terms {
     const auto type = is_double ? at::kDouble : at::kFloat;
     z = a.logits.to(type);
     y = a.target.to(type);
-    if (a.ignore_index.has_value()) {
-      kept = holds(a.target.scalar_type(), *a.ignore_index) ? a.target.ne(at::Scalar(*a.ignore_index))
-                                                            : at::ones_like(a.target, at::kBool);
+    if (a.ignore_index.has_value() && holds(a.target.scalar_type(), *a.ignore_index)) {
+      kept = a.target.ne(at::Scalar(*a.ignore_index));
     }
     if (a.mask.has_value())
       kept = kept.defined() ? at::logical_and(kept, *a.mask) : a.mask->expand_symint(z.sym_sizes());

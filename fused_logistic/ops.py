@@ -125,19 +125,20 @@ def _reduce_samples(loss: Tensor, kept: Tensor | None, reduction: int) -> Tensor
     return flat.mean(1)
 
 
-def not_ignored(target: Tensor, ignore_index: int) -> Tensor:
-    """Compared as int64: in a narrower integer dtype torch would wrap a value that it lacks to one that it has."""
-    return (target if target.is_floating_point() else target.long()) != ignore_index
+def kept_elements(logits: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor:
+    """Where elements are neither masked out nor ignored."""
+    kept = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask.expand(logits.shape)
+    if ignore_index is None:
+        return kept
+    # as int64: in a narrower integer dtype torch would wrap a value that it lacks to one that it has
+    return kept & ((target if target.is_floating_point() else target.long()) != ignore_index)
 
 
 def _count_kept(logits: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor | None:
     """How many elements of each sample the mean is taken over; None: all of them."""
     if mask is None and ignore_index is None:
         return None
-    kept = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask.expand(logits.shape)
-    if ignore_index is not None:
-        kept = kept & not_ignored(target, ignore_index)
-    return kept.unsqueeze(-1).flatten(1).sum(1)
+    return kept_elements(logits, target, mask, ignore_index).unsqueeze(-1).flatten(1).sum(1)
 
 
 def _vmap_bce(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, int]:

@@ -61,10 +61,7 @@ def _count(input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int
     """The number of elements, on all devices, that are neither masked out nor ignored."""
     from torch.distributed.tensor import Replicate
 
-    kept = torch.ones_like(input, dtype=torch.bool) if mask is None else mask.expand(input.shape)
-    if ignore_index is not None:
-        kept = kept & ops.not_ignored(target, ignore_index)
-    count: Any = kept.sum()
+    count: Any = ops.kept_elements(input, target, mask, ignore_index).sum()
     return count.redistribute(placements=[Replicate()] * count.device_mesh.ndim)
 
 
