@@ -52,7 +52,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow check-cuda lint format bench dist build clean distclean FORCE
+.PHONY: help demo test slow ptx check-cuda lint format bench dist build clean distclean FORCE
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -73,8 +73,11 @@ test: $(STAMPS)/build $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the test
 slow: $(STAMPS)/build  ## run the slow tests (ten minutes): every float, 2^31 elements (13 GB), Inductor, two processes
 	@$(RUN) -m pytest -m slow $(PYTEST_ARGS)
 
-# the interpreter's own tests, and those with planted faults: `make test` runs them, and they do not depend on torch
-NOT_OF_TORCH := --ignore-glob='tests/test_ptx_*' --ignore=tests/test_cuda_faults.py
+ptx: $(STAMPS)/dev $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the own tests of the PTX interpreter in tools/ptx
+	@$(RUN) -m pytest tools/ptx/tests $(PYTEST_ARGS)
+
+# the planted faults: `make test` runs these tests, and they do not depend on torch
+NOT_OF_TORCH := --ignore=tests/test_cuda_faults.py
 
 # The whole extension for CUDA, in a copy, so that neither .venv nor the library built here is touched. CUDA_HOME: another
 # toolkit than PyPI's; TORCH_CUDA_ARCH_LIST: more than one architecture (each takes about a minute).
@@ -130,7 +133,7 @@ build: $(STAMPS)/build  ## compile the extension, where csrc/ or setup.py change
 clean:  ## remove what was built and cached; .venv stays
 	rm -rf build dist *.egg-info fused_logistic/*.so examples/output $(STAMPS)/installed $(STAMPS)/build
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find fused_logistic tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find fused_logistic tests tools examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## remove .venv too
 	rm -rf $(VENV) $(CUDA_VENV)

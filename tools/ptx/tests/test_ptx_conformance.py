@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ptx import Memory, load_file, toolchain
 
-SOURCES = Path(__file__).parent / "ptx" / "conformance"
+SOURCES = Path(__file__).parent / "conformance"
 GROUPS = ("integers", "floats", "doubles", "halves")
 COUNT = 8000  # inputs
 NEEDS_SM_80 = ("bits(__hfma(p, q, r))",)

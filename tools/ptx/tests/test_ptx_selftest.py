@@ -14,7 +14,7 @@ from ptx.wave import SCHEDULES
 
 HEADER = ".version 8.0\n.target sm_80\n.address_size 64\n"
 
-KERNELS = Path(__file__).parent / "ptx" / "selftest"
+KERNELS = Path(__file__).parent / "selftest"
 SUM, TICKET, FAR = ((KERNELS / f"{name}.ptx").read_text() for name in ("sum", "ticket", "far"))
 
 

@@ -163,7 +163,7 @@ def _compile(kind: str, source, arch, defines, include_dirs, flags: list[str], c
 
 def _cache_folder(cache) -> Path:
     """The given folder, else the one that pytest's config.cache.mkdir("ptx") gives, else a temporary one."""
-    folder = Path(cache) if cache else Path(__file__).resolve().parents[2] / ".pytest_cache" / "d" / "ptx"
+    folder = Path(cache) if cache else Path(__file__).resolve().parents[3] / ".pytest_cache" / "d" / "ptx"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if cache or os.access(folder, os.W_OK):
