@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .formats import FLOATS, NUMPY, PACKED, PtxError, bits_of, raw_type, size_of
+from .formats import FLOATS, NUMPY, PACKED, PtxError, bits_of, is_signed, raw_type, size_of
 from .memory import LOCAL_BASE, SHARED_BASE
 from .operands import opcode
 from .rounding import bf16_to_f32, f32_to_bf16, flush, round_to, to_f64
@@ -225,16 +225,21 @@ def _float_to_float(source: str, target: str, mode: str | None, flushing: bool, 
 
 
 def _float_to_integer(source: str, target: str, mode: str | None, flushing: bool):
-    """Values out of range become the nearest integer in range, a NaN becomes 0 (the PTX rule for cvt)."""
+    """Values out of range become the nearest integer in range.
+
+    A NaN becomes the sign bit alone if the source is f64 or the target has 64 bits, else 0 (the PTX manual on cvt).
+    """
     if mode not in TO_INTEGER:
         raise PtxError("float to integer without rounding mode")
     dtype = NUMPY[target]
     limits = np.iinfo(dtype)
+    of_nan = 2.0 ** (bits_of(target) - 1) if source == "f64" or bits_of(target) == 64 else 0.0
+    of_nan = -of_nan if is_signed(target) else of_nan
 
     def run(value):
         value = flush(value) if flushing and source == "f32" else value
         value = TO_INTEGER[mode](to_f64(value, source))
-        value = np.where(np.isnan(value), 0, value)
+        value = np.where(np.isnan(value), of_nan, value)
         if size_of(target) < 8:
             return np.clip(value, limits.min, limits.max).astype(dtype)
         fits = (value < float(limits.max)) & (value >= limits.min)  # float(max) is 2**63 or 2**64

@@ -207,6 +207,40 @@ def test_fma32_against_fractions():
         assert Fraction(float(below)) <= exact < Fraction(float(np.nextafter(below, infinity)))
 
 
+# a quiet NaN, and one with the sign bit and another payload
+NANS = {
+    "f16": (0x7E00, 0xFC01),
+    "bf16": (0x7FC0, 0xFF81),
+    "f32": (0x7FC00000, 0xFF800001),
+    "f64": (0x7FF8000000000000, 0xFFF0000000000001),
+}
+
+
+@pytest.mark.parametrize("mode", ["rni", "rzi", "rmi", "rpi"])
+@pytest.mark.parametrize("source", NANS)
+def test_nan_to_integer(source, mode):
+    """The PTX manual on cvt: 0 if the source is no f64 and the destination at most 32 bits wide, else the sign bit.
+
+    f32 to s32, u32, s64, u64 and f64 to s32, s64, u64 were also seen on a GPU (H200).
+    """
+    size = {"f64": 64, "f32": 32}.get(source, 16)
+    for width in (8, 16, 32, 64):
+        expected = 1 << (width - 1) if source == "f64" or width == 64 else 0
+        for sign in "us":
+            # the register is wider than 8 and 16 bits: .s8 and .s16 are extended by their sign
+            whole = expected - 2 * expected * (sign == "s") & 0xFFFFFFFF if width < 64 else expected
+            for nan in NANS[source]:
+                out = Memory().empty(1, np.uint64)
+                result, widen = ("%r2", "cvt.u64.u32 %rd2, %r2;") if width < 64 else ("%rd2", "")
+                run_body(
+                    f""".reg .b{size} %value; mov.b{size} %value, {nan:#x};
+                    cvt.{mode}.{sign}{width}.{source} {result}, %value; {widen} st.global.u64 [%rd1], %rd2;""",
+                    out,
+                    block=1,
+                )
+                assert out.read()[0] == whole, f"{mode}.{sign}{width}.{source} of {nan:#x}"
+
+
 # ---- more than 2**31 elements
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_window_of_a_huge_buffer(schedule):

@@ -51,24 +51,27 @@ INLINE float __double2float_rz(double value) { return narrowed(FE_TOWARDZERO, va
 INLINE float __double2float_rd(double value) { return narrowed(FE_DOWNWARD, value); }
 INLINE float __double2float_ru(double value) { return narrowed(FE_UPWARD, value); }
 
-// ---- float to integer: out of range gives the nearest limit, NaN gives 0
-template <class Integer>
-INLINE Integer clamped(double value) {
+// ---- float to integer: out of range gives the nearest limit. NaN gives the sign bit if the source is a double or the
+// result has 64 bits, else 0, as the PTX manual says of cvt; an H200 gives the same.
+template <class Integer, class Float>
+INLINE Integer converted(Float value, Float (*rounded)(Float)) {
   using limits = std::numeric_limits<Integer>;
-  if (value != value) return 0;
-  if (value <= double(limits::min())) return limits::min();
-  return value >= double(limits::max()) ? limits::max() : Integer(value);
+  constexpr uint64_t sign_bit = 1ull << (8 * sizeof(Integer) - 1);
+  if (value != value) return sizeof(Float) == 8 || sizeof(Integer) == 8 ? Integer(sign_bit) : 0;
+  const double integer = rounded(value);
+  if (integer <= double(limits::min())) return limits::min();
+  return integer >= double(limits::max()) ? limits::max() : Integer(integer);
 }
-INLINE int32_t __float2int_rz(float value) { return clamped<int32_t>(std::trunc(value)); }
-INLINE int32_t __float2int_rn(float value) { return clamped<int32_t>(std::nearbyint(value)); }
-INLINE int32_t __float2int_rd(float value) { return clamped<int32_t>(std::floor(value)); }
-INLINE int32_t __float2int_ru(float value) { return clamped<int32_t>(std::ceil(value)); }
-INLINE uint32_t __float2uint_rz(float value) { return clamped<uint32_t>(std::trunc(value)); }
-INLINE int64_t __float2ll_rz(float value) { return clamped<int64_t>(std::trunc(value)); }
-INLINE uint64_t __float2ull_rz(float value) { return clamped<uint64_t>(std::trunc(value)); }
-INLINE int64_t __double2ll_rn(double value) { return clamped<int64_t>(std::nearbyint(value)); }
-INLINE uint64_t __double2ull_rz(double value) { return clamped<uint64_t>(std::trunc(value)); }
-INLINE int32_t __double2int_rz(double value) { return clamped<int32_t>(std::trunc(value)); }
+INLINE int32_t __float2int_rz(float value) { return converted<int32_t>(value, std::trunc); }
+INLINE int32_t __float2int_rn(float value) { return converted<int32_t>(value, std::nearbyint); }
+INLINE int32_t __float2int_rd(float value) { return converted<int32_t>(value, std::floor); }
+INLINE int32_t __float2int_ru(float value) { return converted<int32_t>(value, std::ceil); }
+INLINE uint32_t __float2uint_rz(float value) { return converted<uint32_t>(value, std::trunc); }
+INLINE int64_t __float2ll_rz(float value) { return converted<int64_t>(value, std::trunc); }
+INLINE uint64_t __float2ull_rz(float value) { return converted<uint64_t>(value, std::trunc); }
+INLINE int64_t __double2ll_rn(double value) { return converted<int64_t>(value, std::nearbyint); }
+INLINE uint64_t __double2ull_rz(double value) { return converted<uint64_t>(value, std::trunc); }
+INLINE int32_t __double2int_rz(double value) { return converted<int32_t>(value, std::trunc); }
 INLINE float __saturatef(float value) { return value > 0 ? (value > 1 ? 1.f : value) : 0.f; }
 
 // ---- integers
