@@ -1,7 +1,7 @@
 # Everything here needs only git, make, a C++ compiler and python3 with venv; each target sets up what it uses.
 #
 #   PYTHON=python3.12   the interpreter that .venv is made with (asking for another one makes .venv anew)
-#   PYTEST_ARGS=...     for `make test`, such as PYTEST_ARGS='tests/test_reference.py -x'
+#   PYTEST_ARGS=...     for `make test` and others, such as PYTEST_ARGS='tests/test_reference.py -x'
 #   BENCH_ARGS=...      for `make bench`
 # pip, torch and the build read their usual variables (PIP_*, MAX_JOBS, CXX, USE_CUDA, FORCE_CUDA, ...).
 #
@@ -73,8 +73,8 @@ test: $(STAMPS)/build $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the test
 slow: $(STAMPS)/build  ## run the slow tests (ten minutes): every float, 2^31 elements (13 GB), Inductor, two processes
 	@$(RUN) -m pytest -m slow $(PYTEST_ARGS)
 
-ptx: $(STAMPS)/dev $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the own tests of the PTX interpreter in tools/ptx
-	@$(RUN) -m pytest tools/ptx/tests $(PYTEST_ARGS)
+ptx: $(STAMPS)/dev $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests of the PTX interpreter, where it changed since they passed
+	@$(RUN) tools/ptx/run_tests.py $(PYTEST_ARGS)
 
 # the planted faults: `make test` runs these tests, and they do not depend on torch
 NOT_OF_TORCH := --ignore=tests/test_cuda_faults.py
