@@ -9,7 +9,7 @@ import pytest
 from benchmarks import readme_table
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted(p.relative_to(ROOT).as_posix() for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+PAGES = sorted(p.relative_to(ROOT).as_posix() for g in ("*.md", "docs/*.md", "tools/*/*.md") for p in ROOT.glob(g))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

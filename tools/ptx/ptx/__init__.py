@@ -8,26 +8,12 @@
     stats = module["axpy<float>"].launch(grid=4, block=128, args=[x, y, 1000], schedule="random", seed=1)
     print(y.read(), stats, module["axpy<float>"].unexecuted())
 
-Each of these raises PtxError with the PTX line, block and thread (and with -lineinfo the CUDA line):
-
-* accesses out of bounds or misaligned, writes to a readonly buffer, reads of memory that nobody initialised;
-* data races: two threads touch a byte, one of them writes, and no barrier lies between; across blocks also if no
-  fence by the writer or no atomic by the reader lies between; ld.global.nc of a byte this launch has written;
-* threads of a block at different barriers, barriers and shuffles that can never complete, shuffles by a lane outside
-  its mask, runaway loops;
-* any opcode, modifier or operand that it does not know, among them float atomics: it never guesses.
+What it finds raises PtxError with the PTX line, block and thread (and with -lineinfo the CUDA line). The README beside
+this package says what that is, what is refused, and what running PTX does not show.
 
 Schedules: "lockstep" (fast, lowest instruction first), "serial" and "reverse" (one warp at a time until it blocks,
-from the first or the last), "random" (random warps and divergent paths). Communication without a barrier that works in
-one order fails in another. Threads that spin until another thread writes need "random".
-
-Arithmetic has the bits of IEEE 754 with the rounding mode and .ftz of the instruction. The .approx forms (rcp, ex2)
-are tables that nobody publishes: here the correctly rounded value, or with approx_noise=True one anywhere within the
-error that the PTX manual allows, so that a test shows its tolerance to hold on every GPU.
-
-Not here, and refused: mma, cp.async, clusters, textures, named barriers, indirect branches, recursion, printf, carry
-flags, packed arithmetic. Ordering between blocks is judged per block, not by the full PTX memory model, and a write
-after a read by another block is not judged. Not shown by running PTX: bugs of ptxas, of the launch code, and speed.
+from the first or the last), "random" (random warps and divergent paths). Threads that spin until another thread writes
+need "random". approx_noise=True: .approx results anywhere within the error that the PTX manual allows.
 """
 
 from .formats import PtxError
