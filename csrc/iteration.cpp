@@ -143,13 +143,15 @@ Iteration::Iteration(const Arguments& a) : op_(name(a)) {
   if (a.pos_weight.has_value()) problem.pos_weight = operand(*a.pos_weight);
   if (a.mask.has_value()) problem.mask = operand(*a.mask);
   problem.compute_double = logits_.scalar_type() == at::kDouble || a.target.scalar_type() == at::kDouble;
-  problem.label_smoothing = a.label_smoothing;
-  problem.has_ignore_index = a.ignore_index.has_value();
-  problem.ignore_index = double(a.ignore_index.value_or(0));
-  problem.focal = a.gamma.has_value();
-  problem.gamma = a.gamma.value_or(0);
-  problem.alpha = a.alpha.value_or(1);
-  problem.alpha_opposite = a.alpha.has_value() ? 1 - *a.alpha : 1;
+  problem.options = {
+      a.label_smoothing,
+      a.ignore_index.has_value(),
+      double(a.ignore_index.value_or(0)),
+      a.gamma.has_value() ? Loss::kFocal : Loss::kBce,
+      a.gamma.value_or(0),
+      a.alpha.value_or(1),
+      a.alpha.has_value() ? 1 - *a.alpha : 1,
+  };
 }
 
 void Iteration::set_grad_output(const Tensor& grad_output) {

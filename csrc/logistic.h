@@ -1,7 +1,7 @@
 // The logistic loss and its derivatives: the one place where the formula stands.
 //
 // Every function is a template on a value type V: float or double (scalar C++ and CUDA device code) or a SIMD vector of
-// them (csrc/cpu/vec.h). Only exactly rounded operations are used (+ - * /, fma, comparison, selection, integer shift
+// them (csrc/cpu/simd.h). Only exactly rounded operations are used (+ - * /, fma, comparison, selection, integer shift
 // and arithmetic on the bits), no libm, nothing contracted by the compiler, so that every backend computes the same bits.
 //
 // Notation: logit z, target y, positive weight p, sample weight w;
@@ -17,12 +17,16 @@
 #include <string.h>
 
 #ifdef __CUDACC__
-#define FL_FN static __host__ __device__ __forceinline__
+#define FL_METHOD __host__ __device__ __forceinline__
 #else
-#define FL_FN static inline __attribute__((always_inline))
+#define FL_METHOD inline __attribute__((always_inline))
 #endif
+#define FL_FN static FL_METHOD
 
 #include "coefficients.h"
+#ifdef __CUDACC__
+#include "device.h"
+#endif
 
 namespace fused_logistic {
 
@@ -88,7 +92,7 @@ FL_FN float quotient_from(float start, float e, float d) {
 }
 
 // sigma(-m) = e / (1 + e), the division correctly rounded. On the GPU the division's slow path would be a third of the
-// whole kernel; there the hardware's approximation of 1 / (1 + e), at most 1 ulp off by the PTX manual, is the start.
+// whole kernel; there the hardware's approximation of 1 / (1 + e) is the start.
 template <class V>
 FL_FN V sigma_minus(V e) {
   return e / (splat<V>(1) + e);
@@ -96,9 +100,7 @@ FL_FN V sigma_minus(V e) {
 FL_FN float sigma_minus(float e) {
   const float d = 1.0f + e;
 #ifdef __CUDA_ARCH__
-  float start;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(start) : "f"(d));
-  return quotient_from(start, e, d);
+  return quotient_from(approximate_reciprocal(d), e, d);
 #else
   return e / d;
 #endif

@@ -45,7 +45,7 @@ py::dict cuda_plan(const std::string& bytes, int output, int multiprocessors) {
   }
   std::memcpy(&problem, bytes.data(), sizeof(problem));
   const Plan p = plan(problem, Output(output), multiprocessors);
-  return py::dict(py::arg("plain") = p.plain, py::arg("per_thread") = p.per_thread, py::arg("block") = p.block,
+  return py::dict(py::arg("typed") = p.typed, py::arg("per_thread") = p.per_thread, py::arg("block") = p.block,
                   py::arg("grid") = p.grid, py::arg("partials") = p.partials, py::arg("finish") = p.finish,
                   py::arg("shared_bytes") = p.shared_bytes);
 }
@@ -68,12 +68,6 @@ PYBIND11_MODULE(_C, m) {
         return cuda_plan(problem, output, multiprocessors);
       },
       py::arg("problem"), py::arg("output"), py::arg("multiprocessors"), "The launch of a CUDA kernel (cuda/plan.h).");
-  m.def(
-      "cuda_scale_plan",
-      [](int64_t numel, int dtype, int multiprocessors) {
-        return py::make_tuple(scale_grid(numel, DType(dtype), multiprocessors), kScaleBlock);
-      },
-      py::arg("numel"), py::arg("dtype"), py::arg("multiprocessors"), "Grid and block of the scaling kernel.");
   m.attr("CHUNK") = kChunk;
   m.attr("LANES") = kLanes;
   m.attr("TORCH_VERSION") = FL_TORCH_VERSION;

@@ -26,6 +26,18 @@ enum class Output : int8_t {
   kGradPosWeight,
 };
 
+enum class Loss : int8_t { kBce, kFocal };  // which struct of losses.h
+
+// What the user asks for beside the tensors.
+struct Options {
+  double label_smoothing = 0;
+  bool has_ignore_index = false;
+  double ignore_index = 0;
+  Loss loss = Loss::kBce;
+  // kFocal: the loss times q^gamma and alpha_t, which is alpha y + alpha_opposite (1 - y); 1 and 1 without alpha
+  double gamma = 0, alpha = 1, alpha_opposite = 1;
+};
+
 struct Problem {
   int64_t numel = 0;
   Operand logits, target, weight, pos_weight, mask, grad_output;
@@ -33,11 +45,7 @@ struct Problem {
   void* out = nullptr;          // elementwise result: loss or derivative
   DType out_dtype = DType::kFloat32;
   double scale = 1;  // 1 / count for reduction="mean"
-  double label_smoothing = 0;
-  bool has_ignore_index = false;
-  double ignore_index = 0;
-  bool focal = false;  // the loss times q^gamma and alpha_t, which is alpha y + alpha_opposite (1 - y)
-  double gamma = 0, alpha = 1, alpha_opposite = 1;
+  Options options;
 };
 
 // static: a file built for one instruction set must not lend its copy to the others.
@@ -45,14 +53,23 @@ static constexpr bool has_sum(Output output) {
   return output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kCount;
 }
 static constexpr bool has_elements(Output output) { return output != Output::kLossSum && output != Output::kCount; }
+// Whether grad_output goes into the result.
+static constexpr bool takes_grad_output(Output output) { return output >= Output::kGradLogits; }
 static constexpr bool is_full(const Operand& operand, int64_t numel) {
   return operand.inner == 1 && operand.size == numel;
 }
 
-// No weight, pos_weight, mask, smoothing, ignored target or focal factor: the formula with p = w = 1.
-static constexpr bool is_plain(const Problem& problem) {
-  return problem.weight.data == nullptr && problem.pos_weight.data == nullptr && problem.mask.data == nullptr &&
-         problem.label_smoothing == 0 && !problem.has_ignore_index && !problem.focal;
+// Whether the formula is the plain one: the logistic loss itself with p = w = 1, targets as they are and all elements
+// kept, for an output that is worth kernels of its own for this.
+static constexpr bool has_plain_kernels(Output output) {
+  return output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kLoss ||
+         output == Output::kGradLogits;
+}
+static constexpr bool is_plain(const Problem& problem, Output output) {
+  const Options& options = problem.options;
+  return has_plain_kernels(output) && problem.weight.data == nullptr && problem.pos_weight.data == nullptr &&
+         problem.mask.data == nullptr && options.label_smoothing == 0 && !options.has_ignore_index &&
+         options.loss == Loss::kBce;
 }
 
 // The order of every sum, on every backend, whatever the number of threads or the grid: a chunk of kChunk elements is a

@@ -27,6 +27,7 @@ except toolchain.ToolchainMissing as missing:
 
 CSRC = Path(__file__).parents[1] / "csrc"
 FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-fmad=false")
+LOSSES = ["Bce", "FocalLoss"]  # the structs of csrc/losses.h, in the order of enum Loss
 Output = IntEnum("Output", "LossSum LossSumAndGrad Loss Count GradLogits GradTarget GradWeight GradPosWeight", start=0)
 SUMS = (Output.LossSum, Output.LossSumAndGrad, Output.Count)
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -57,6 +58,18 @@ class Operand(ctypes.Structure):
     ]
 
 
+class Options(ctypes.Structure):
+    _fields_ = [
+        ("label_smoothing", ctypes.c_double),
+        ("has_ignore_index", ctypes.c_bool),
+        ("ignore_index", ctypes.c_double),
+        ("loss", ctypes.c_int8),
+        ("gamma", ctypes.c_double),
+        ("alpha", ctypes.c_double),
+        ("alpha_opposite", ctypes.c_double),
+    ]
+
+
 class Problem(ctypes.Structure):
     """csrc/problem.h"""
 
@@ -68,18 +81,12 @@ class Problem(ctypes.Structure):
         ("out", ctypes.c_uint64),
         ("out_dtype", ctypes.c_int8),
         ("scale", ctypes.c_double),
-        ("label_smoothing", ctypes.c_double),
-        ("has_ignore_index", ctypes.c_bool),
-        ("ignore_index", ctypes.c_double),
-        ("focal", ctypes.c_bool),
-        ("gamma", ctypes.c_double),
-        ("alpha", ctypes.c_double),
-        ("alpha_opposite", ctypes.c_double),
+        ("options", Options),
     ]
 
 
 class Launch(ctypes.Structure):
-    """csrc/cuda/kernels.cuh"""
+    """csrc/cuda/kernels.h"""
 
     _fields_ = [
         ("problem", Problem),
@@ -88,6 +95,7 @@ class Launch(ctypes.Structure):
         ("partials", ctypes.c_uint64),
         ("result", ctypes.c_uint64),
         ("result_dtype", ctypes.c_int8),
+        ("made_for_one", ctypes.c_bool),
     ]
 
 
@@ -137,12 +145,13 @@ def run(
     offsets=(0, 0, 0),  # of logits, target and output from an aligned address, in elements
     multiprocessors=1,
     grid=None,
-    general=False,  # general_kernel even where there is a plain one
+    general=False,  # general_kernel even where there is a typed one
     schedule="lockstep",
     seed=0,
     count=None,
+    made=None,  # what the output already holds, made for a grad_output of 1
 ) -> Result:
-    """What launch.cu does for one output of one problem."""
+    """What launch.cpp does for one output of one problem."""
     memory, result, shape = Memory(), Result(), logits.shape
     out_dtype = out_dtype or logits.dtype
     tensors = (logits, target, weight, pos_weight, mask, grad_output)
@@ -152,13 +161,15 @@ def run(
         *[operand(memory, tensor, shape, offset) for tensor, offset in zip(tensors, places, strict=True)],
         compute_double=torch.float64 in (logits.dtype, target.dtype),
         out_dtype=CODES[out_dtype],
-        label_smoothing=label_smoothing,
-        has_ignore_index=ignore_index is not None,
-        ignore_index=float(ignore_index or 0),
-        focal=gamma is not None,
-        gamma=gamma or 0,
-        alpha=1 if alpha is None else alpha,
-        alpha_opposite=1 if alpha is None else 1 - alpha,
+        options=Options(
+            label_smoothing,
+            ignore_index is not None,
+            float(ignore_index or 0),
+            LOSSES.index("Bce" if gamma is None else "FocalLoss"),
+            gamma or 0,
+            1 if alpha is None else alpha,
+            1 if alpha is None else 1 - alpha,
+        ),
     )
     if mean and count is None and (mask is not None or ignore_index is not None):
         count = run(module, Output.Count, logits, target, mask=mask, ignore_index=ignore_index).sum
@@ -175,9 +186,14 @@ def run(
         launch.partials = memory.empty(plan["partials"], "f8").addr
     if output not in (Output.LossSum, Output.Count):
         size = torch.empty(0, dtype=out_dtype).element_size()
-        out = memory.empty((offsets[2] + logits.numel()) * size, "u1")
+        if made is None:
+            out = memory.empty((offsets[2] + logits.numel()) * size, "u1")
+        else:
+            raw = made.contiguous().view(-1).view(torch.uint8)
+            out = memory.array(torch.cat([torch.zeros(offsets[2] * size, dtype=torch.uint8), raw]).numpy())
+            launch.made_for_one = True
         launch.problem.out = out.addr + offsets[2] * size
-    name = kernel_name(output, problem, plan["plain"] and not general)
+    name = kernel_name(output, problem, plan["typed"] and not general)
     block = plan["block"]
     if general:
         block = 512 if problem.compute_double else 256
@@ -194,19 +210,18 @@ def run(
         result.sum = torch.from_numpy(scalar.read()).view(result_dtype)
     if output not in (Output.LossSum, Output.Count):
         first = out.offset + offsets[2] * size
-        assert not (memory.flags[out.offset : first] & 4).any(), "written before the output"
+        assert made is not None or not (memory.flags[out.offset : first] & 4).any(), "written before the output"
         assert (memory.flags[first : out.offset + out.nbytes] & 4).all(), "not written"
         result.out = torch.from_numpy(out.read()[offsets[2] * size :].copy()).view(out_dtype).reshape(shape)
     return result
 
 
-def kernel_name(output: Output, problem: Problem, plain: bool) -> str:
+def kernel_name(output: Output, problem: Problem, typed: bool) -> str:
     enum = f"(fused_logistic::Output){int(output)}"
-    if plain:
-        return f"plain_kernel<{enum}, {CPP[problem.logits.dtype]}, {CPP[problem.target.dtype]}>"
-    return (
-        f"{'focal' if problem.focal else 'general'}_kernel<{enum}, {'double' if problem.compute_double else 'float'}>"
-    )
+    if typed:
+        return f"typed_kernel<{enum}, {CPP[problem.logits.dtype]}, {CPP[problem.target.dtype]}>"
+    loss = "Bce" if output == Output.Count else LOSSES[problem.options.loss]  # all losses count the same elements
+    return f"general_kernel<{enum}, fused_logistic::{loss}, {'double' if problem.compute_double else 'float'}>"
 
 
 def on_cpu(output, logits, target, weight=None, pos_weight=None, mask=None, grad_output=None, mean=False,

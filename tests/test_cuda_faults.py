@@ -1,6 +1,12 @@
-"""Would the checks of test_cuda_kernels.py notice a bug? Each fault, planted into a copy of the kernels, is found."""
+"""Would the checks of test_cuda_kernels.py notice a bug? Each fault, planted into a copy of the kernels, is found.
 
+A fault names the C++ function it is in, and what of it is replaced, so that it stays where it is when code moves to
+another file or line. Only the copy has it, compiled for CUDA; the CPU kernels that it is compared with do not.
+"""
+
+import re
 import shutil
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,80 +15,162 @@ from conftest import same_bits
 from cuda_kernels import CODES, CSRC, Launch, Operand, Output, Problem, cancelling, load, on_cpu, run
 from ptx import Memory, PtxError
 
-KERNELS = """#include "cuda/kernels.cuh"
-namespace fused_logistic {
-template __global__ void plain_kernel<Output::kLossSumAndGrad, float, float>(const Launch);
-template __global__ void general_kernel<Output::kLossSumAndGrad, float>(const Launch);
-template __global__ void focal_kernel<Output::kLossSumAndGrad, float>(const Launch);
-}
+# What is compiled for a fault, and checked.
+TYPED = """
+template __global__ void typed_kernel<Output::kLossSumAndGrad, float, float>(const Launch);
 """
+GENERAL = """
+template __global__ void general_kernel<Output::kLossSumAndGrad, Bce, float>(const Launch);
+template __global__ void general_kernel<Output::kLossSumAndGrad, FocalLoss, float>(const Launch);
+"""
+GRADIENTS = """
+template __global__ void typed_kernel<Output::kGradLogits, float, float>(const Launch);
+template __global__ void general_kernel<Output::kGradLogits, Bce, float>(const Launch);
+"""
+
+
+class Edit(NamedTuple):
+    """``before``: C++ code, whatever its white space; the ``nth`` place of the function where it stands is changed."""
+
+    before: str
+    after: str = ""
+    nth: int = 1
+
+
+def fault(function: str, before: str, after: str = "", nth: int = 1) -> tuple[str, list[Edit]]:
+    """``function``: its name, or struct::name."""
+    return function, [Edit(before, after, nth)]
+
+
 FAULTS = {
-    "barrier before the lanes are written": (
-        "  __syncthreads();  // the last fold has read",
-        "  // the last fold has read",
-    ),
-    "barrier after the lanes are written": ("= lanes[k];\n  __syncthreads();", "= lanes[k];\n"),
-    "barrier between two foldings": (
-        "    }\n    __syncthreads();\n  }\n  double sum = 0;",
-        "    }\n  }\n  double sum = 0;",
-    ),
-    "order of the sums": (
-        "(shared[i] + shared[i + 2 * quarter]) + (shared[i + quarter] + ",
-        "(shared[i] + shared[i + quarter]) + (shared[i + 2 * quarter] + ",
-    ),
-    "shuffle mask": ("0xffffffffu, sum", "0x0000ffffu, sum"),
-    "shuffle distance": ("int half = 16; half >= 1", "int half = 8; half >= 1"),
-    "second stage reads too far": ("if (i < count) lane[0]", "if (i <= count) lane[0]"),
-    "second stage stops early": ("if (i < count) lane[0]", "if (i < count - 1) lane[0]"),
-    "32-bit index": ("const int64_t begin = chunk * kChunk +", "const int64_t begin = int(chunk * kChunk) +"),
-    "tail taken for a whole vector": ("const int count = last - i < N ? int(last - i) : N;", "const int count = N;"),
-    "vectors beyond the end": ("if (aligned && end <= problem.numel)", "if (aligned && end <= problem.numel + kChunk)"),
-    "target's alignment not looked at": (
-        "is_aligned<Z, N>(logits) && is_aligned<Y, N>(target)",
-        "is_aligned<Z, N>(logits)",
-    ),
-    "padding summed": ("lanes[k] += k < count ? double(term[k]) : 0.0;", "lanes[k] += double(term[k]);"),
-    "lanes not cleared between chunks": ("    double lanes[N] = {};\n    const auto step", "    const auto step"),
-    "a chunk left out": ("chunk += gridDim.x", "chunk += gridDim.x + 1"),
-    "sum written by another thread": ("if (threadIdx.x == 0) write_sum", "if (threadIdx.x == 1) write_sum"),
-    "mean not divided": ("= sum / (launch.count", "= sum + 0 * (launch.count"),
-    "gradient not scaled": ("scale * factor[k] : scale;", "scale * factor[k] : C(1);"),
-    "mask not looked at": ("x.y != settings.ignore_index && x.mask != C(0)", "x.y != settings.ignore_index"),
-    "ignored target counted": ("x.y != settings.ignore_index && x.mask != C(0)", "x.mask != C(0)"),
-    "weights exchanged": ("term_weights(x.y, x.p, kFocal ? x.w", "term_weights(x.y, x.w, kFocal ? x.p"),
-    "smoothing left out": ("x.y = smooth(x.y, settings.smoothing);", ""),
-    "focal loss without alpha": ("kFocal ? x.w * focal_alpha(x.y, settings.focal) : x.w", "x.w"),
-    "focal loss without q^gamma": ("value = focal_loss(parts, weights, factors);", "value = loss(parts, weights);"),
-    "gradient of q^gamma left out": (
-        "focal_grad_logit(parts, weights, factors, x.y, settings.focal.gamma, x.factor)",
-        "add_term(factors.power, grad_logit(parts, weights, C(1)), C(0)) * x.factor",
-    ),
-    "focal factor of the unsmoothed target": (
-        "if constexpr (kFocal) factors = focal(parts, x.y,",
-        "if constexpr (kFocal) factors = focal(parts, smooth(x.y, C(-0.1)),",
-    ),
-    "targets outside of [0, 1] not noticed": ("if constexpr (kFocal) x.y = focal_target(x.y);", ""),
-    "column does not wrap": ("place + 1 == operand.size ? 0 : place + 1", "place + 1"),
-    "row repeats one time too many": ("++rest == operand.inner", "rest++ == operand.inner"),
+    TYPED: {
+        # sums
+        "no barrier before the lanes are written": fault("fold", "__syncthreads();", nth=1),
+        "no barrier after the lanes are written": fault("fold", "__syncthreads();", nth=2),
+        "no barrier between two foldings": fault("fold", "__syncthreads();", nth=3),
+        "another order of the sums": (
+            "fold",
+            [Edit("i + 2 * quarter", "i + 1 * quarter"), Edit("i + quarter", "i + 2 * quarter")],
+        ),
+        "shuffle distance": fault("fold", "kWarpSize / 2", "kWarpSize / 4"),
+        "shuffle mask": fault("from_later_thread", "0xffffffffu", "0x0000ffffu"),
+        "second stage reads too far": fault("finish_kernel", "i < count", "i <= count"),
+        "second stage stops early": fault("finish_kernel", "i < count", "i < count - 1"),
+        "mean not divided": fault("write_result", "sum / (", "sum + 0 * ("),
+        # the kernel
+        "32-bit index": fault("typed_kernel", "begin = chunk * kChunk", "begin = int(chunk * kChunk)"),
+        "tail taken for a whole vector": fault("typed_kernel", "last - i < N ? int(last - i) : N", "N"),
+        "vectors beyond the end": fault("typed_kernel", "end <= problem.numel", "end <= problem.numel + kChunk"),
+        "target's alignment not looked at": fault("typed_kernel", "is_aligned<Y, N>(target)", "true"),
+        "padding summed": fault("typed_kernel", "k < count ? double(term[k]) : 0.0", "double(term[k])"),
+        "lanes not cleared between chunks": (
+            "typed_kernel",
+            [Edit("double lanes[N] = {};"), Edit("for (int64_t chunk", "double lanes[N] = {}; for (int64_t chunk")],
+        ),
+        "a chunk left out": fault("typed_kernel", "chunk += gridDim.x", "chunk += gridDim.x + 1"),
+        "sum written by another thread": fault("typed_kernel", "threadIdx.x == 0", "threadIdx.x == 1"),
+        "gradient not scaled": fault("typed_kernel", "factor[k] : scale", "factor[k] : C(1)"),
+    },
+    GENERAL: {
+        # the kernel
+        "padding summed": fault("general_kernel", "k < count ? double(term[k]) : 0.0", "double(term[k])"),
+        "a chunk left out": fault("general_kernel", "chunk += gridDim.x", "chunk += gridDim.x + 1"),
+        "sum written by another thread": fault("general_kernel", "threadIdx.x == 0", "threadIdx.x == 1"),
+        "gradient not scaled": fault("general_kernel", "factor[k] : scale", "factor[k] : C(1)"),
+        "gradient not divided by the count": fault("general_kernel", "1 / *launch.count", "1"),
+        "column does not wrap": fault("Source::read", "place + 1 == operand.size ? 0 : place + 1", "place + 1"),
+        "row repeats one time too many": fault("Source::read", "++rest", "rest++"),
+        # an element
+        "mask not looked at": fault("evaluate", "at.mask() != zero", "y == y"),
+        "ignored target counted": fault("evaluate", "y != splat<V>(settings.ignore_index)", "y == y"),
+        "weights exchanged": ("evaluate", [Edit("at.p()", "at.w()"), Edit("at.w()", "at.p()", nth=2)]),
+        "smoothing left out": fault("evaluate", "smooth(y, settings.smoothing)", "y"),
+        "factors of the unsmoothed target": fault("evaluate", "factors(of, y,", "factors(of, at.y(),"),
+        # the focal loss
+        "no alpha": fault("FocalLoss::weight", "w * focal_alpha(y, settings.focal)", "w"),
+        "no q^gamma": fault("FocalLoss::value", "focal_loss(of, terms, factors)", "loss(of, terms)"),
+        "gradient of q^gamma left out": fault(
+            "FocalLoss::by_logit", "return", "return add_term(factors.power, grad_logit(of, terms, factor), V(0));"
+        ),
+        "targets outside of [0, 1] not noticed": fault("FocalLoss::target", "focal_target(y)", "y"),
+    },
+    GRADIENTS: {
+        "finished though not made": fault("is_finished", "launch.made_for_one", "true"),
+        "finished for any grad_output": fault("is_finished", "grad_output.value == C(1)", "true"),
+        "finished for one grad_output an element": fault("is_finished", "grad_output.constant", "true"),
+        "never finished, typed": fault("typed_kernel", "return;", ";"),
+        "never finished, general": fault("general_kernel", "return;", ";"),
+    },
 }
 
 
-def build(folder, name=None):
+# ---- Planting ------------------------------------------------------------------------------------------------------
+
+
+def without_comments(text: str) -> str:
+    """As long as the text, comments and strings blanked out: their braces close nothing."""
+    return re.sub(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', lambda match: " " * len(match[0]), text, flags=re.DOTALL)
+
+
+def closing(code: str, start: int) -> int:
+    """The place after the bracket that closes the one at ``start``."""
+    pair, depth = {"(": "()", "{": "{}"}[code[start]], 0
+    for i in range(start, len(code)):
+        depth += (code[i] == pair[0]) - (code[i] == pair[1])
+        if depth == 0:
+            return i + 1
+    raise AssertionError("a bracket is not closed")
+
+
+def bodies(code: str, function: str) -> list[tuple[int, int]]:
+    """Where the bodies of the functions of that name begin and end; ``struct::name``: of those in the struct."""
+    *scope, name = function.split("::")
+    if scope:
+        structs = [match.end() - 1 for match in re.finditer(rf"\b(?:struct|class)\s+{scope[0]}\s*{{", code)]
+        places = [(begin, closing(code, begin)) for begin in structs]
+        return [(a + x, a + y) for a, b in places for x, y in bodies(code[a:b], name)]
+    found = []
+    for match in re.finditer(rf"\b{name}\s*\(", code):
+        end = closing(code, match.end() - 1)
+        opened = re.compile(r"\s*(?:const\b\s*)?{").match(code, end)
+        if opened:  # else a call or a declaration
+            found.append((opened.end() - 1, closing(code, opened.end() - 1)))
+    return found
+
+
+def pattern(before: str) -> str:
+    """A regular expression for the code, however it is spaced."""
+    tokens = re.findall(r"\w+|[^\w\s]", before)
+    return r"\s*".join(rf"\b{token}\b" if token[0].isalnum() else re.escape(token) for token in tokens)
+
+
+def plant(csrc, function: str, edit: Edit) -> None:
+    """Changes one place of a function, wherever in the sources that CUDA compiles the function is."""
+    places = []
+    for file in sorted([*csrc.glob("*.h"), *csrc.glob("cuda/*.cuh"), *csrc.glob("cuda/*.h")]):
+        code = without_comments(file.read_text())
+        for begin, end in bodies(code, function):
+            matches = re.compile(pattern(edit.before)).finditer(code, begin, end)
+            places += [(file, match.start(), match.end()) for match in matches]
+    if len(places) < edit.nth:
+        found = f"`{edit.before}` is {len(places)} times in the function {function}"
+        raise LookupError(f"{found}, and the fault is for number {edit.nth}: adapt the fault to the kernels")
+    file, start, end = places[edit.nth - 1]
+    text = file.read_text()
+    file.write_text(text[:start] + edit.after + text[end:])
+
+
+def build(folder, kernels, function="", edits=()):
     """The kernels as they are, or with one fault."""
     shutil.copytree(CSRC, folder / "csrc")
-    (folder / "csrc" / "faulty.cu").write_text(KERNELS)
-    if name:
-        before, after = FAULTS[name]
-        sources = [folder / "csrc" / "cuda" / file for file in ("kernels.cuh", "access.cuh")]
-        hits = [source for source in sources if before in source.read_text()]
-        assert len(hits) == 1, "the place for the fault is gone: adapt the fault to the kernels"
-        text = hits[0].read_text()
-        if name == "lanes not cleared between chunks":
-            text = text.replace(
-                "  for (int64_t chunk = blockIdx.x", "  double lanes[N] = {};\n  for (int64_t chunk = blockIdx.x", 1
-            )
-        hits[0].write_text(text.replace(before, after))
-    return load(80, folder / "csrc" / "faulty.cu", cache=folder)
+    source = folder / "csrc" / "faulty.cu"
+    source.write_text('#include "cuda/kernels.cuh"\nnamespace fused_logistic {' + kernels + "}\n")
+    for edit in edits:
+        plant(folder / "csrc", function, edit)
+    return load(80, source, cache=folder)
+
+
+# ---- The checks ----------------------------------------------------------------------------------------------------
 
 
 def check(module, logits, target, **options):
@@ -92,26 +180,33 @@ def check(module, logits, target, **options):
     assert same_bits(result.sum.reshape(()), expected.sum) and same_bits(result.out, expected.out)
 
 
-def check_everything(module):
-    """A few cases of test_cuda_kernels.py."""
+# A few cases of test_cuda_kernels.py each.
+
+
+def check_typed(module):
     torch.manual_seed(0)
     logits, target = 4 * torch.randn(1, 3 * 8192 + 1031), torch.rand(1, 3 * 8192 + 1031)
     check(module, logits, target, mean=True, grid=1)
     check(module, logits[:, :1031], target[:, :1031], offsets=(0, 1, 0), schedule="reverse")
     check(module, logits[:, :8192], target[:, :8192], offsets=(0, 1, 0))
     check(module, *cancelling(3 * 8192 + 1031))
+    check_large_indices(module)
+
+
+def check_general(module):
+    torch.manual_seed(0)
     shape = (90, 101)
     logits, target = 4 * torch.randn(shape), torch.randint(0, 2, shape)
     target[::3, 7] = -100
     mask = torch.rand(shape) < 0.7
     check(
         module, logits, target, weight=torch.rand(90, 1) + 1, pos_weight=3 * torch.rand(101) + 1, mask=mask, mean=True,
-        label_smoothing=0.1, ignore_index=-100, count=(mask & (target != -100)).sum().double().reshape(1),
+        label_smoothing=0.1, ignore_index=-100, count=(mask & (target != -100)).sum().double().reshape(1), grid=1,
     )  # fmt: skip
     soft = torch.where(target == -100, 2.0, torch.rand(shape))
     check(module, logits, soft, label_smoothing=0.1, gamma=1.5, alpha=0.25)
     check(module, logits, torch.rand(shape), weight=torch.rand(90, 1) + 1, mask=mask, gamma=2.0, alpha=0.25)
-    check_large_indices(module)
+    check(module, logits[:1], torch.rand(1, 101), label_smoothing=0.1)  # what pads the last vector would have a loss
 
 
 def check_large_indices(module):
@@ -126,16 +221,49 @@ def check_large_indices(module):
     )
     operands = [Operand(window.addr, code, 1, total) for window in windows]
     launch = Launch(Problem(total, *operands, out=out.addr, out_dtype=code, scale=1), divisor=1, partials=partials.addr)
-    module["plain_kernel"].launch(total // n, 256, [bytes(launch)], mem=memory, blocks=[start // n])
+    module["typed_kernel"].launch(total // n, 256, [bytes(launch)], mem=memory, blocks=[start // n])
     assert same_bits(torch.from_numpy(out.read()).view(1, n), on_cpu(Output.LossSumAndGrad, logits, target).out)
 
 
-def test_without_a_fault(tmp_path):
-    check_everything(build(tmp_path))
+def check_gradients(module):
+    logits, target = torch.randn(1, 1031), torch.rand(1, 1031)
+    made = torch.full_like(logits, torch.nan)
+    for general in (False, True):
+        one, other = {"grad_output": torch.ones(1)}, {"grad_output": torch.tensor([0.3])}
+        finished = run(module, Output.GradLogits, logits, target, general=general, made=made, **one)
+        assert finished.stats[0].store_bytes == 0
+        each = {"grad_output": torch.rand(1, 1031)}
+        for made_before, options in [(made, other), (made, each), (None, one), (None, other)]:
+            result = run(module, Output.GradLogits, logits, target, general=general, made=made_before, **options)
+            assert same_bits(result.out, on_cpu(Output.GradLogits, logits, target, **options).out)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_fault_is_found(fault, tmp_path):
-    module = build(tmp_path, fault)
+CHECKS = {TYPED: check_typed, GENERAL: check_general, GRADIENTS: check_gradients}
+
+
+@pytest.mark.parametrize("kernels", CHECKS, ids=["typed", "general", "gradients"])
+def test_without_a_fault(kernels, tmp_path):
+    CHECKS[kernels](build(tmp_path, kernels))
+
+
+@pytest.mark.parametrize(
+    "kernels,name",
+    [
+        pytest.param(kernels, name, id=f"{CHECKS[kernels].__name__}: {name}")
+        for kernels, faults in FAULTS.items()
+        for name in faults
+    ],
+)
+def test_fault_is_found(kernels, name, tmp_path):
+    module = build(tmp_path, kernels, *FAULTS[kernels][name])
     with pytest.raises((AssertionError, PtxError)):
-        check_everything(module)
+        CHECKS[kernels](module)
+
+
+def test_a_fault_that_has_no_place(tmp_path):
+    """Code that moved out of reach is an error of its own, not a fault that was found."""
+    shutil.copytree(CSRC, tmp_path / "csrc")
+    with pytest.raises(LookupError, match="3 times in the function fold"):
+        plant(tmp_path / "csrc", "fold", Edit("__syncthreads();", nth=4))
+    with pytest.raises(LookupError, match="0 times in the function no_such_function"):
+        plant(tmp_path / "csrc", "no_such_function", Edit("return"))

@@ -13,7 +13,6 @@ from conftest import same_bits
 from cuda_kernels import (
     CODES,
     COLUMNS,
-    CPP,
     FLOATS,
     FORMS,
     ROWS,
@@ -117,7 +116,7 @@ def test_reciprocal_from_any_start_that_the_manual_allows(kernels):
     full = [Operand(place(memory, tensor, 0), CODES[torch.float32], 1, 4096) for tensor in (logits, target)]
     problem = Problem(4096, *full, out=out.addr, out_dtype=CODES[torch.float32], scale=1)
     launch = Launch(problem, divisor=1, result=total.addr, result_dtype=CODES[torch.float64])
-    kernel = kernels["plain_kernel<(fused_logistic::Output)1, float, float>"]
+    kernel = kernels["typed_kernel<(fused_logistic::Output)1, float, float>"]
     for seed in range(3):
         kernel.launch(1, 256, [bytes(launch)], mem=memory, approx_noise=True, seed=seed)
         assert same_bits(torch.from_numpy(out.read()), expected.out.view(-1))
@@ -265,44 +264,40 @@ def test_result_types(kernels, dtype):
         assert same_bits(got.reshape(()), exact if dtype == torch.float64 else exact.float().to(dtype))
 
 
-# ---- Scaling, the second stage, and large sizes ----------------------------------------------------------------------
+# ---- A gradient finished in place, the second stage, and large sizes -------------------------------------------------
 
 
-@pytest.mark.parametrize("factor", [0.3, 1.0, float("nan")])
+@pytest.mark.parametrize("gamma", [None, 2.0], ids=["bce", "focal"])
+@pytest.mark.parametrize("general", [False, True], ids=["typed", "general"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
-def test_scale(kernels, dtype, factor):
-    for n, offset, kind in [
-        (1, 0, dtype),
-        (4099, 0, torch.float32),
-        (4099, 1, torch.float64),
-        (4099, 0, torch.bfloat16),
-    ]:
-        data, by = make_logits((n,), dtype), torch.tensor(factor, dtype=kind)
-        memory, size = Memory(), data.element_size()
-        raw = torch.cat([torch.zeros(offset * size, dtype=torch.uint8), data.view(torch.uint8)])
-        buffer = memory.array(raw.numpy())
-        grid, block = _C.cuda_scale_plan(n, CODES[dtype], 1)
-        scalar = place(memory, by.reshape(1), 0)
-        kernel = kernels[f"scale_kernel<{CPP[CODES[dtype]]}>"]
-        stats = kernel.launch(grid, block, [buffer.addr + offset * size, n, scalar, CODES[kind]], mem=memory)
-        arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
-        got = torch.from_numpy(buffer.read()[offset * size :]).view(dtype)
-        assert same_bits(got, (data.to(arithmetic) * by.to(arithmetic)).to(dtype))
-        if factor == 1:
-            assert stats.store_bytes == 0
+def test_gradient_made_for_one(kernels, dtype, general, gamma):
+    """Where grad_output is 1 nothing is stored, NaN here; else the gradient is computed again, over what was there."""
+    logits, target = make_logits((1, 8192 + 1029), dtype), make_target((1, 8192 + 1029), dtype)
+    made = torch.full_like(logits, np.nan)
+    for kind, offsets in [(dtype, (0, 0, 0)), (torch.float32, (0, 0, 1)), (torch.float64, (1, 1, 1))]:
+        options = {"mean": True, "gamma": gamma, "offsets": offsets, "general": general, "made": made}
+        one = run(kernels, Output.GradLogits, logits, target, grad_output=torch.ones(1, dtype=kind), **options)
+        assert one.out.isnan().all() and one.stats[0].store_bytes == 0
+        for value in (0.3, -1.0, 0.0, 65536.0, np.nan):
+            other = torch.tensor([value], dtype=kind)
+            result = compare(kernels, Output.GradLogits, logits, target, grad_output=other, **options)
+            assert result.stats[0].store_bytes == logits.nbytes
+    full = {"grad_output": torch.ones_like(logits), "made": made, "general": general, "gamma": gamma}
+    compare(kernels, Output.GradLogits, logits, target, **full)  # ones, but not known to be: computed
+    alone = {**full, "grad_output": torch.ones(1), "made": None}
+    compare(kernels, Output.GradLogits, logits, target, **alone)  # 1, but not made
 
 
-@pytest.mark.parametrize("factor_type", OPERAND_TYPES, ids=name)
-def test_every_type_of_scalar(kernels, factor_type):
-    """The factor of a gradient, and operands that are one number."""
-    memory = Memory()
-    data = memory.array(np.ones(5, np.float32))
-    scalar = place(memory, torch.tensor([3], dtype=factor_type), 0)
-    kernels["scale_kernel<float>"].launch(1, 256, [data.addr, 5, scalar, CODES[factor_type]], mem=memory)
-    assert (data.read() == 3).all()
+@pytest.mark.parametrize("kind", OPERAND_TYPES, ids=name)
+def test_every_type_of_scalar(kernels, kind):
+    """Of the operands that are one number."""
     logits, target = make_logits((2, 5), torch.float32), make_target((2, 5), torch.float32)
-    one = torch.tensor([3], dtype=factor_type)
-    compare(kernels, Output.LossSumAndGrad, logits, target, weight=one, pos_weight=one)
+    three, one = torch.tensor([3], dtype=kind), torch.tensor([1], dtype=kind)
+    compare(kernels, Output.LossSumAndGrad, logits, target, weight=three, pos_weight=three)
+    for general in (False, True):
+        options = {"made": torch.zeros_like(logits), "general": general}
+        compare(kernels, Output.GradLogits, logits, target, grad_output=three, **options)
+        assert not run(kernels, Output.GradLogits, logits, target, grad_output=one, **options).out.any()
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1023, 1025, 8192, 8193, 20000])
@@ -329,7 +324,7 @@ def test_second_stage(kernels, count):
 
 
 @pytest.mark.parametrize("total", [2**31 + 8192 * 3 + 17, 2**32 + 5], ids=["2^31", "2^32"])
-@pytest.mark.parametrize("general", [False, True], ids=["plain", "general"])
+@pytest.mark.parametrize("general", [False, True], ids=["typed", "general"])
 def test_more_than_2_31_elements(kernels, total, general):
     """Only the last two chunks exist in memory: any index that wraps around touches nothing and fails."""
     chunks = -(-total // 8192)
@@ -350,8 +345,8 @@ def test_more_than_2_31_elements(kernels, total, general):
         operands += [window(weight), Operand(place(memory, columns, 0), CODES[torch.float32], 1, 31)]
         weights = {"weight": weight, "pos_weight": columns[torch.arange(start, total) % 31].reshape(1, n)}
     launch = Launch(Problem(total, *operands, out=out.addr, out_dtype=1, scale=1), divisor=1, partials=partials.addr)
-    kind = "general_kernel<(fused_logistic::Output)1, float>" if general else \
-        "plain_kernel<(fused_logistic::Output)1, float, float>"  # fmt: skip
+    kind = "general_kernel<(fused_logistic::Output)1, fused_logistic::Bce, float>" if general else \
+        "typed_kernel<(fused_logistic::Output)1, float, float>"  # fmt: skip
     last = [chunks - 2, chunks - 1]
     kernels[kind].launch(chunks, 256, [bytes(launch)], mem=memory, blocks=last)
     expected = on_cpu(Output.LossSumAndGrad, logits, target, **weights)
@@ -366,7 +361,7 @@ def test_writing_out_of_bounds_is_noticed(kernels):
     full = Operand(logits.addr, CODES[torch.float32], 1, 10)
     launch = Launch(Problem(10, full, full, out=memory.empty(10, np.float32).addr, out_dtype=1), divisor=1)
     with pytest.raises(PtxError):
-        kernels["plain_kernel<(fused_logistic::Output)2, float, float>"].launch(1, 256, [bytes(launch)], mem=memory)
+        kernels["typed_kernel<(fused_logistic::Output)2, float, float>"].launch(1, 256, [bytes(launch)], mem=memory)
 
 
 # ---- What nothing executed -----------------------------------------------------------------------------------------

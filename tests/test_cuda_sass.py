@@ -17,7 +17,7 @@ from cuda_kernels import FLAGS
 from ptx import toolchain
 
 SAMPLE = Path(__file__).with_name("cuda_sample.cu")
-ONE_PASS = "plain_kernel<(fused_logistic::Output)1, {0}, {0}>"
+ONE_PASS = "typed_kernel<(fused_logistic::Output)1, {0}, {0}>"
 LIMIT = 45
 # Type and elements in 16 bytes; last seen: 43.1, 44.1 and 44.6 instructions an element on sm_80, 0.1 fewer on sm_90.
 TYPES = {"float": 4, "fused_logistic::Half": 8, "fused_logistic::BFloat16": 8}

@@ -1,17 +1,14 @@
 // The body of a ChunkKernel. Each instruction set includes this file once (baseline.cpp, avx2.cpp, avx512.cpp).
 #pragma once
+#include "../losses.h"
 #include "kernels.h"
 #include "source.h"
 
 namespace fused_logistic {
 namespace {
 
-// The formulas that are worth a kernel of their own: p = w = 1 and all elements kept; every option; the focal loss.
-enum class Form { kPlain, kGeneral, kFocal };
-
 // Pointers to one row (at most kLanes elements): Z the type of the logits and of the output in memory, Y of the target,
-// C of the arithmetic. In the plain case (no weight, pos_weight, mask, smoothing, ignored target) the fields from
-// pos_weight on are not read.
+// C of the arithmetic. Plain kernels do not read the fields from pos_weight on.
 template <class C, class Z, class Y>
 struct Row {
   const Z* logits;
@@ -20,78 +17,31 @@ struct Row {
   C* summands;  // what the row adds to the sum
   const C* grad_output;
   C scale;
+  bool more;  // whether another row follows
   const C *pos_weight, *weight, *mask;
-  C smoothing;
-  C ignore_index;  // NaN where no target is ignored
-  bool more;       // whether another row follows
-  FocalConstants<C> focal;
+  Settings<C> settings;
 };
 
-template <Output kOutput, class V>
-FL_FN V derivative(const Logit<V>& logit, const TermWeights<V>& weights, V y, V p, V w, V factor, V unsmoothed) {
-  if constexpr (kOutput == Output::kGradTarget) return grad_target(logit, p, w) * unsmoothed * factor;
-  if constexpr (kOutput == Output::kGradWeight) return loss(logit, weights) * factor;
-  if constexpr (kOutput == Output::kGradPosWeight) return grad_pos_weight(logit, y, w) * factor;
-  return grad_logit(logit, weights, factor);
-}
-template <Output kOutput, class V, class C>
-FL_FN V focal_derivative(const Logit<V>& logit, const TermWeights<V>& weights, const Focal<V>& focal, V y, V p, V w,
-                         V factor, V unsmoothed, const FocalConstants<C>& constants) {
-  if constexpr (kOutput == Output::kGradTarget)
-    return focal_grad_target(logit, focal, y, p, w, constants) * unsmoothed * factor;
-  if constexpr (kOutput == Output::kGradWeight) return focal_loss(logit, weights, focal) * factor;
-  if constexpr (kOutput == Output::kGradPosWeight)
-    return add_term(focal.power, grad_pos_weight(logit, y, w * focal_alpha(y, constants)), splat<V>(0)) * factor;
-  return focal_grad_logit(logit, weights, focal, y, splat<V>(constants.gamma), factor);
-}
-
-// One value of elements, i being the first.
-template <Output kOutput, Form kForm, class V, class C, class Z, class Y>
+// One value of a row's elements, i being the first, as evaluate asks for them.
+template <Output kOutput, class V, class C, class Z, class Y>
+struct RowAccess {
+  const Row<C, Z, Y>& row;
+  const int64_t i;
+  FL_METHOD V z() const { return load_as<V>(row.logits + i); }
+  FL_METHOD V y() const { return load_as<V>(row.target + i); }
+  FL_METHOD V p() const { return load_as<V>(row.pos_weight + i); }
+  FL_METHOD V w() const { return load_as<V>(row.weight + i); }
+  FL_METHOD V mask() const { return load_as<V>(row.mask + i); }
+  FL_METHOD V factor() const {
+    const V scale = splat<V>(row.scale);
+    return takes_grad_output(kOutput) ? scale * load_as<V>(row.grad_output + i) : scale;
+  }
+  FL_METHOD void out(V value) const { store(row.out + i, value); }
+  FL_METHOD void term(V value) const { store(row.summands + i, value); }
+};
+template <Output kOutput, class L, bool kPlain, class V, class C, class Z, class Y>
 FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
-  V y = load_as<V>(row.target + i), p = splat<V>(1), w = p;
-  TermWeights<V> weights;
-  auto kept = w == w;
-  if constexpr (kForm == Form::kPlain) {
-    weights = term_weights(y);
-  } else {
-    p = load_as<V>(row.pos_weight + i);
-    if constexpr (kOutput != Output::kGradWeight) w = load_as<V>(row.weight + i);
-    kept = (y != splat<V>(row.ignore_index)) & (load_as<V>(row.mask + i) != splat<V>(0));
-    y = smooth(y, row.smoothing);
-    if constexpr (kForm == Form::kFocal) y = focal_target(y);
-    weights = term_weights(y, p, kForm == Form::kFocal ? w * focal_alpha(y, row.focal) : w);
-  }
-  if constexpr (kOutput == Output::kCount) {
-    store(row.summands + i, select(kept, splat<V>(1), splat<V>(0)));
-    return;
-  }
-  const Logit<V> parts = logit(load_as<V>(row.logits + i));
-  Focal<V> factors;
-  if constexpr (kForm == Form::kFocal) factors = focal(parts, y, row.focal);
-  if constexpr (has_sum(kOutput) || kOutput == Output::kLoss) {
-    V value;
-    if constexpr (kForm == Form::kFocal) {
-      value = focal_loss(parts, weights, factors);
-    } else {
-      value = loss(parts, weights);
-    }
-    if constexpr (kForm != Form::kPlain) value = select(kept, value, splat<V>(0));
-    if constexpr (kOutput == Output::kLoss) store(row.out + i, value);
-    if constexpr (has_sum(kOutput)) store(row.summands + i, value);
-  }
-  if constexpr (has_elements(kOutput) && kOutput != Output::kLoss) {
-    V factor = splat<V>(row.scale);
-    if constexpr (kOutput != Output::kLossSumAndGrad) factor = factor * load_as<V>(row.grad_output + i);
-    const V unsmoothed = splat<V>(1 - row.smoothing);
-    V value;
-    if constexpr (kForm == Form::kFocal) {
-      value = focal_derivative<kOutput>(parts, weights, factors, y, p, w, factor, unsmoothed, row.focal);
-    } else {
-      value = derivative<kOutput>(parts, weights, y, p, w, factor, unsmoothed);
-    }
-    if constexpr (kForm != Form::kPlain) value = select(kept, value, splat<V>(0));
-    store(row.out + i, value);
-  }
+  evaluate<kOutput, L, V>(RowAccess<kOutput, V, C, Z, Y>{row, i}, row.settings, kPlain);
 }
 
 // Asks for the lines that the next row will read and write: the hardware's own prefetching stops at each row's end,
@@ -108,13 +58,13 @@ FL_FN void prefetch_next_row(const Row<C, Z, Y>& row, int64_t i) {
 }
 
 // Always inlined: as a function of its own it would keep the row's fields in memory, a tenth slower.
-template <Output kOutput, Form kForm, class V, class C, class Z, class Y>
+template <Output kOutput, class L, bool kPlain, class V, class C, class Z, class Y>
 FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
   constexpr int64_t w = width<V>;
   int64_t i = 0;
   for (; i + w <= count; i += w) {
     prefetch_next_row<kOutput, V>(row, i);
-    step<kOutput, kForm, V>(row, i);
+    step<kOutput, L, kPlain, V>(row, i);
   }
   if (i == count) return;
   // The rest, padded to a whole value: the same code, elsewhere. Padding lanes are computed and dropped.
@@ -135,7 +85,7 @@ FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
   rest.target = target;
   rest.out = out;
   rest.summands = summands;
-  step<kOutput, kForm, V>(rest, 0);
+  step<kOutput, L, kPlain, V>(rest, 0);
   if constexpr (has_elements(kOutput)) memcpy(row.out + i, out, n * sizeof(Z));
   if constexpr (has_sum(kOutput)) {
     memcpy(row.summands + i, summands, n * sizeof(C));
@@ -178,12 +128,11 @@ FL_FN double fold(double* lanes, int64_t count) {
 template <class T>
 constexpr bool is_arithmetic = dtype_of<T> == DType::kFloat32 || dtype_of<T> == DType::kFloat64;
 
-template <Output kOutput, Form kForm, class C, class Z, class Y>
+template <Output kOutput, class L, bool kPlain, class C, class Z, class Y>
 void run_chunks(const Problem& problem, int64_t first, int64_t last, double* partials) {
   // Where Z (or Y) is C, its operand may be of any type and broadcast; where it is a 16-bit type it is read in place.
   Source<C> target(problem.target, problem.numel, C(0)), logits(problem.logits, problem.numel, C(0));
   Source<C> grad_output(problem.grad_output, problem.numel, C(1));
-  constexpr bool kPlain = kForm == Form::kPlain;
   Source<C> pos_weight(kPlain ? Operand() : problem.pos_weight, kPlain ? 0 : problem.numel, C(1));
   Source<C> weight(kPlain ? Operand() : problem.weight, kPlain ? 0 : problem.numel, C(1));
   Source<C> mask(kPlain ? Operand() : problem.mask, kPlain ? 0 : problem.numel, C(1));
@@ -193,10 +142,7 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   Row<C, Z, Y> row = {};
   row.summands = summands;
   row.scale = C(problem.scale);
-  row.smoothing = C(problem.label_smoothing);
-  row.ignore_index = problem.has_ignore_index ? C(problem.ignore_index) : C(__builtin_nan(""));
-  if constexpr (kForm == Form::kFocal)
-    row.focal = focal_constants<C>(problem.gamma, problem.alpha, problem.alpha_opposite);
+  row.settings = settings_of<C>(problem.options);
 
   for (int64_t chunk = first; chunk < last; ++chunk) {
     const int64_t chunk_begin = chunk * kChunk;
@@ -216,14 +162,14 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
       } else {
         row.target = static_cast<const Y*>(problem.target.data) + begin;
       }
-      if constexpr (kOutput >= Output::kGradLogits) row.grad_output = grad_output.row(begin, count);
+      if constexpr (takes_grad_output(kOutput)) row.grad_output = grad_output.row(begin, count);
       if constexpr (!kPlain) {
         row.pos_weight = pos_weight.row(begin, count);
         row.weight = weight.row(begin, count);
         row.mask = mask.row(begin, count);
       }
       row.more = begin + count < problem.numel;
-      run_row<kOutput, kForm, typename Simd<C>::Value>(row, count);
+      run_row<kOutput, L, kPlain, typename Simd<C>::Value>(row, count);
       if constexpr (has_sum(kOutput)) {
         if (begin == chunk_begin) {
           for (int64_t i = 0; i < count; ++i) lanes[i] = double(summands[i]) + 0.0;  // + 0.0: never -0.0
@@ -241,39 +187,41 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
 
 // Picks the storage types that are worth a kernel of their own: fp32, fp64, and the 16-bit types in place. All other
 // combinations are converted row by row.
-template <Output kOutput, Form kForm>
+template <Output kOutput, class L, bool kPlain>
 void run_types(const Problem& problem, int64_t first, int64_t last, double* partials) {
   const auto in_place = [&](DType dtype) {
     return !problem.compute_double && problem.logits.dtype == dtype && is_full(problem.logits, problem.numel) &&
            (!has_elements(kOutput) || problem.out_dtype == dtype);
   };
-  if (problem.compute_double) return run_chunks<kOutput, kForm, double, double, double>(problem, first, last, partials);
-  if constexpr (kForm == Form::kPlain) {
+  if (problem.compute_double)
+    return run_chunks<kOutput, L, kPlain, double, double, double>(problem, first, last, partials);
+  if constexpr (kPlain) {
     const DType target = is_full(problem.target, problem.numel) ? problem.target.dtype : DType::kFloat32;
     if (in_place(DType::kFloat16)) {
       return target == DType::kFloat16
-                 ? run_chunks<kOutput, Form::kPlain, float, Half, Half>(problem, first, last, partials)
-                 : run_chunks<kOutput, Form::kPlain, float, Half, float>(problem, first, last, partials);
+                 ? run_chunks<kOutput, L, kPlain, float, Half, Half>(problem, first, last, partials)
+                 : run_chunks<kOutput, L, kPlain, float, Half, float>(problem, first, last, partials);
     }
     if (in_place(DType::kBFloat16)) {
       return target == DType::kBFloat16
-                 ? run_chunks<kOutput, Form::kPlain, float, BFloat16, BFloat16>(problem, first, last, partials)
-                 : run_chunks<kOutput, Form::kPlain, float, BFloat16, float>(problem, first, last, partials);
+                 ? run_chunks<kOutput, L, kPlain, float, BFloat16, BFloat16>(problem, first, last, partials)
+                 : run_chunks<kOutput, L, kPlain, float, BFloat16, float>(problem, first, last, partials);
     }
   }
-  run_chunks<kOutput, kForm, float, float, float>(problem, first, last, partials);
+  run_chunks<kOutput, L, kPlain, float, float, float>(problem, first, last, partials);
 }
 
 template <Output kOutput>
 void run_output(const Problem& problem, int64_t first, int64_t last, double* partials) {
-  // The rarer outputs have the general kernel only.
-  if constexpr (kOutput <= Output::kLoss || kOutput == Output::kGradLogits) {
-    if (is_plain(problem)) return run_types<kOutput, Form::kPlain>(problem, first, last, partials);
+  if constexpr (has_plain_kernels(kOutput)) {
+    if (is_plain(problem, kOutput)) return run_types<kOutput, Bce, true>(problem, first, last, partials);
   }
-  if constexpr (kOutput != Output::kCount) {
-    if (problem.focal) return run_types<kOutput, Form::kFocal>(problem, first, last, partials);
+  if constexpr (kOutput == Output::kCount) {  // the same for every loss
+    run_types<kOutput, Bce, false>(problem, first, last, partials);
+  } else {
+    with_loss(problem.options.loss,
+              [&](auto loss) { run_types<kOutput, decltype(loss), false>(problem, first, last, partials); });
   }
-  run_types<kOutput, Form::kGeneral>(problem, first, last, partials);
 }
 
 void run(const Problem& problem, int64_t first, int64_t last, Output output, double* partials) {

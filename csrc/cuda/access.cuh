@@ -1,12 +1,11 @@
 // How the CUDA kernels read and write memory: storage types, vectors of 16 bytes, operands of any type and shape.
 #pragma once
+#include "../device.h"
 #include "../logistic.h"
 #include "../problem.h"
 #include "plan.h"
 
 namespace fused_logistic {
-
-#define FL_DEVICE static __device__ __forceinline__
 
 // ---- Types in memory ---------------------------------------------------------------------------------------------
 
@@ -32,9 +31,7 @@ FL_DEVICE C to_arithmetic(T x) {
 }
 template <class C>
 FL_DEVICE C to_arithmetic(Half x) {
-  float value;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
-  return C(value);
+  return C(half_to_float(x.bits));
 }
 template <class C>
 FL_DEVICE C to_arithmetic(BFloat16 x) {
@@ -52,23 +49,14 @@ template <>
 struct To<Half> {
   template <class C>
   FL_DEVICE Half from(C x) {
-    Half half;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half.bits) : "f"(float(x)));
-    return half;
+    return {float_to_half(float(x))};
   }
 };
 template <>
 struct To<BFloat16> {
   template <class C>
   FL_DEVICE BFloat16 from(C x) {
-    BFloat16 half;
-#if __CUDA_ARCH__ >= 800
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(half.bits) : "f"(float(x)));
-#else
-    const uint32_t bits = bit_cast<uint32_t>(float(x));
-    half.bits = x == x ? uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16) : uint16_t(0x7fc0u);
-#endif
-    return half;
+    return {float_to_bfloat16(float(x))};
   }
 };
 

@@ -2,6 +2,7 @@
 // by logistic.h, the sums in the order that problem.h fixes. A block takes one chunk at a time; its thread t owns the
 // lanes t N .. t N + N - 1, N being the elements that 16 bytes hold, and adds up its part of each row in registers.
 #pragma once
+#include "../losses.h"
 #include "access.cuh"
 #include "kernels.h"
 
@@ -20,17 +21,17 @@ FL_DEVICE double fold(const double (&lanes)[N]) {
   for (int k = 0; k < N; ++k) shared[t * N + k] = lanes[k];
   __syncthreads();
 #pragma unroll
-  for (int quarter = int(kLanes) / 4; quarter >= 64; quarter /= 4) {  // two halvings at a time: to 256 lanes, to 64
+  for (int quarter = int(kLanes) / 4; quarter >= 2 * kWarpSize; quarter /= 4) {  // two halvings at a time
     for (int i = t; i < quarter; i += kThreads) {
       shared[i] = (shared[i] + shared[i + 2 * quarter]) + (shared[i + quarter] + shared[i + 3 * quarter]);
     }
     __syncthreads();
   }
   double sum = 0;
-  if (t < 32) {
-    sum = shared[t] + shared[t + 32];
+  if (t < kWarpSize) {
+    sum = shared[t] + shared[t + kWarpSize];
 #pragma unroll
-    for (int half = 16; half >= 1; half /= 2) sum += __shfl_down_sync(0xffffffffu, sum, half);
+    for (int half = kWarpSize / 2; half >= 1; half /= 2) sum += from_later_thread(sum, half);
   }
   return sum;
 }
@@ -69,91 +70,39 @@ static __global__ void __launch_bounds__(kLanes) finish_kernel(const Launch laun
 
 // ---- Elements ----------------------------------------------------------------------------------------------------
 
+// An element in registers, as evaluate asks for it.
 template <class C>
-struct Element {
-  C z, y, p, w, mask, factor;  // the last: what a derivative is multiplied by
-};
-template <class C>
-struct Settings {
-  bool plain;  // p = w = 1, nothing masked, ignored or smoothed
-  C smoothing, ignore_index;
-  FocalConstants<C> focal;
+struct ElementAccess {
+  const C logit, target, pos_weight, weight, kept, factor_of_derivative;
+  C &result, &summand;
+  FL_METHOD C z() const { return logit; }
+  FL_METHOD C y() const { return target; }
+  FL_METHOD C p() const { return pos_weight; }
+  FL_METHOD C w() const { return weight; }
+  FL_METHOD C mask() const { return kept; }
+  FL_METHOD C factor() const { return factor_of_derivative; }
+  FL_METHOD void out(C value) const { result = value; }
+  FL_METHOD void term(C value) const { summand = value; }
 };
 
+// Whether the gradient is there already, having been made for the grad_output that has come.
 template <Output kOutput, class C>
-FL_DEVICE C focal_derivative(const Element<C>& x, const Settings<C>& settings, const Logit<C>& parts,
-                             const TermWeights<C>& weights, const Focal<C>& factors) {
-  if constexpr (kOutput == Output::kGradTarget) {
-    return focal_grad_target(parts, factors, x.y, x.p, x.w, settings.focal) * (C(1) - settings.smoothing) * x.factor;
-  } else if constexpr (kOutput == Output::kGradWeight) {
-    return focal_loss(parts, weights, factors) * x.factor;
-  } else if constexpr (kOutput == Output::kGradPosWeight) {
-    const C value = grad_pos_weight(parts, x.y, x.w * focal_alpha(x.y, settings.focal));
-    return add_term(factors.power, value, C(0)) * x.factor;
-  } else {
-    return focal_grad_logit(parts, weights, factors, x.y, settings.focal.gamma, x.factor);
-  }
+FL_DEVICE bool is_finished(const Launch& launch, const Source<C>& grad_output) {
+  return kOutput == Output::kGradLogits && launch.made_for_one && grad_output.constant && grad_output.value == C(1);
 }
 
-// The elementwise result and what is added to the sum.
-template <Output kOutput, bool kFocal, class C>
-FL_DEVICE void compute(Element<C> x, const Settings<C>& settings, C& out, C& term) {
-  bool kept = true;
-  TermWeights<C> weights;
-  if (settings.plain) {
-    weights = term_weights(x.y);
-  } else {
-    if (kOutput == Output::kGradWeight) x.w = C(1);
-    kept = x.y != settings.ignore_index && x.mask != C(0);
-    x.y = smooth(x.y, settings.smoothing);
-    if constexpr (kFocal) x.y = focal_target(x.y);
-    weights = term_weights(x.y, x.p, kFocal ? x.w * focal_alpha(x.y, settings.focal) : x.w);
-  }
-  if constexpr (kOutput == Output::kCount) {
-    term = kept ? C(1) : C(0);
-    return;
-  }
-  const Logit<C> parts = logit(x.z);
-  Focal<C> factors;
-  if constexpr (kFocal) factors = focal(parts, x.y, settings.focal);
-  if constexpr (has_sum(kOutput) || kOutput == Output::kLoss) {
-    C value;
-    if constexpr (kFocal) {
-      value = focal_loss(parts, weights, factors);
-    } else {
-      value = loss(parts, weights);
-    }
-    term = out = kept ? value : C(0);
-  }
-  if constexpr (has_elements(kOutput) && kOutput != Output::kLoss) {
-    C value;
-    if constexpr (kFocal) {
-      value = focal_derivative<kOutput>(x, settings, parts, weights, factors);
-    } else if constexpr (kOutput == Output::kGradTarget) {
-      value = grad_target(parts, x.p, x.w) * (C(1) - settings.smoothing) * x.factor;
-    } else if constexpr (kOutput == Output::kGradWeight) {
-      value = loss(parts, weights) * x.factor;
-    } else if constexpr (kOutput == Output::kGradPosWeight) {
-      value = grad_pos_weight(parts, x.y, x.w) * x.factor;
-    } else {
-      value = grad_logit(parts, weights, x.factor);
-    }
-    out = kept ? value : C(0);
-  }
-}
-
-// One pass over full logits and targets of types Z and Y, without weights; the gradient has the logits' type.
+// A plain problem with full logits and targets of types Z and Y; the gradient has the logits' type.
 template <Output kOutput, class Z, class Y>
-__global__ void __launch_bounds__(kLanes * sizeof(Z) / 16, 1) plain_kernel(const Launch launch) {
+__global__ void __launch_bounds__(kLanes * sizeof(Z) / 16, 1) typed_kernel(const Launch launch) {
   using C = typename Arithmetic<Z>::Type;
   constexpr int N = 16 / sizeof(Z);
   const Problem& problem = launch.problem;
   const Z* const logits = static_cast<const Z*>(problem.logits.data);
   const Y* const target = static_cast<const Y*>(problem.target.data);
   Z* const out = static_cast<Z*>(problem.out);
-  const Settings<C> settings = {true, C(0), C(0), {}};
   const C scale = C(problem.scale);
   const Source<C> grad_output = Source<C>::make(problem.grad_output, C(1));
+  if (is_finished<kOutput>(launch, grad_output)) return;
   const bool aligned =
       is_aligned<Z, N>(logits) && is_aligned<Y, N>(target) && (!has_elements(kOutput) || is_aligned<Z, N>(out));
 
@@ -162,12 +111,12 @@ __global__ void __launch_bounds__(kLanes * sizeof(Z) / 16, 1) plain_kernel(const
     double lanes[N] = {};
     const auto step = [&](int64_t i, int count, const C(&z)[N], const C(&y)[N], C(&values)[N]) {
       C factor[N], term[N];
-      if constexpr (kOutput == Output::kGradLogits)
-        grad_output.read(problem.grad_output, problem.numel, i, count, factor);
+      if constexpr (takes_grad_output(kOutput)) grad_output.read(problem.grad_output, problem.numel, i, count, factor);
 #pragma unroll
       for (int k = 0; k < N; ++k) {
-        factor[k] = kOutput == Output::kGradLogits ? scale * factor[k] : scale;
-        compute<kOutput, false>(Element<C>{z[k], y[k], C(1), C(1), C(1), factor[k]}, settings, values[k], term[k]);
+        factor[k] = takes_grad_output(kOutput) ? scale * factor[k] : scale;
+        const ElementAccess<C> element = {z[k], y[k], C(1), C(1), C(1), factor[k], values[k], term[k]};
+        evaluate<kOutput, Bce, C>(element, Settings<C>{}, /*plain=*/true);
         if constexpr (has_sum(kOutput)) lanes[k] += k < count ? double(term[k]) : 0.0;
       }
     };
@@ -199,9 +148,9 @@ __global__ void __launch_bounds__(kLanes * sizeof(Z) / 16, 1) plain_kernel(const
   }
 }
 
-// Everything else: operands of any type, broadcast in any way, arithmetic in C.
-template <Output kOutput, bool kFocal, class C>
-FL_DEVICE void run_general(const Launch& launch) {
+// Everything else: any loss L (a struct of losses.h), operands of any type, broadcast in any way, arithmetic in C.
+template <Output kOutput, class L, class C>
+__global__ void __launch_bounds__(kLanes * sizeof(C) / 16, 1) general_kernel(const Launch launch) {
   constexpr int N = 16 / sizeof(C);
   const Problem& problem = launch.problem;
   const int64_t numel = problem.numel;
@@ -209,11 +158,10 @@ FL_DEVICE void run_general(const Launch& launch) {
   const Source<C> weight = Source<C>::make(problem.weight, C(1)), mask = Source<C>::make(problem.mask, C(1));
   const Source<C> pos_weight = Source<C>::make(problem.pos_weight, C(1));
   const Source<C> grad_output = Source<C>::make(problem.grad_output, C(1));
+  if (is_finished<kOutput>(launch, grad_output)) return;
   const C scale = C(launch.count != nullptr ? 1 / *launch.count : problem.scale);
-  const Settings<C> settings = {is_plain(problem) && kOutput <= Output::kGradLogits && kOutput != Output::kCount,
-                                C(problem.label_smoothing),
-                                problem.has_ignore_index ? C(problem.ignore_index) : C(__builtin_nan("")),
-                                focal_constants<C>(problem.gamma, problem.alpha, problem.alpha_opposite)};
+  const Settings<C> settings = settings_of<C>(problem.options);
+  const bool plain = is_plain(problem, kOutput);
 
   for (int64_t chunk = blockIdx.x; chunk < chunks(numel); chunk += gridDim.x) {
     const int64_t end = chunk * kChunk + kChunk < numel ? chunk * kChunk + kChunk : numel;
@@ -229,11 +177,12 @@ FL_DEVICE void run_general(const Launch& launch) {
         weight.read(problem.weight, numel, i, count, w);
         pos_weight.read(problem.pos_weight, numel, i, count, p);
       }
-      if constexpr (kOutput >= Output::kGradLogits) grad_output.read(problem.grad_output, numel, i, count, factor);
+      if constexpr (takes_grad_output(kOutput)) grad_output.read(problem.grad_output, numel, i, count, factor);
 #pragma unroll
       for (int k = 0; k < N; ++k) {
-        factor[k] = kOutput >= Output::kGradLogits ? scale * factor[k] : scale;
-        compute<kOutput, kFocal>(Element<C>{z[k], y[k], p[k], w[k], kept[k], factor[k]}, settings, values[k], term[k]);
+        factor[k] = takes_grad_output(kOutput) ? scale * factor[k] : scale;
+        const ElementAccess<C> element = {z[k], y[k], p[k], w[k], kept[k], factor[k], values[k], term[k]};
+        evaluate<kOutput, L, C>(element, settings, plain);
         if constexpr (has_sum(kOutput)) lanes[k] += k < count ? double(term[k]) : 0.0;
       }
       if constexpr (has_elements(kOutput)) {
@@ -244,35 +193,6 @@ FL_DEVICE void run_general(const Launch& launch) {
       const double sum = fold(lanes);
       if (threadIdx.x == 0) write_sum(launch, chunk, sum);
     }
-  }
-}
-
-template <Output kOutput, class C>
-__global__ void __launch_bounds__(kLanes * sizeof(C) / 16, 1) general_kernel(const Launch launch) {
-  run_general<kOutput, false, C>(launch);
-}
-template <Output kOutput, class C>
-__global__ void __launch_bounds__(kLanes * sizeof(C) / 16, 1) focal_kernel(const Launch launch) {
-  run_general<kOutput, true, C>(launch);
-}
-
-// data *= factor, one number on the device; nothing is touched where it is 1.
-template <class T>
-__global__ void __launch_bounds__(kScaleBlock)
-    scale_kernel(T* const data, const int64_t numel, const void* const factor, const DType factor_dtype) {
-  using C = typename Arithmetic<T>::Type;
-  constexpr int N = 16 / sizeof(T);
-  double value = 1;
-  with_type(factor_dtype, factor, [&](auto* from) { value = to_arithmetic<double>(from[0]); });
-  if (value == 1) return;
-  const int64_t step = int64_t(gridDim.x) * kScaleBlock * N;
-  for (int64_t i = (int64_t(blockIdx.x) * kScaleBlock + threadIdx.x) * N; i < numel; i += step) {
-    const int count = numel - i < N ? int(numel - i) : N;
-    C values[N];
-    load(data + i, count, values);
-#pragma unroll
-    for (int k = 0; k < N; ++k) values[k] = values[k] * C(value);
-    store(data + i, count, values);
   }
 }
 

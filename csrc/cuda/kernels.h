@@ -7,7 +7,7 @@
 
 namespace fused_logistic {
 
-// What every kernel but scale_kernel takes.
+// What every kernel takes.
 struct Launch {
   Problem problem;
   const double* count;  // on the device: the number of elements that a mean is taken over; null: divisor
@@ -15,12 +15,13 @@ struct Launch {
   double* partials;     // the sum of each chunk; not used if there is only one chunk
   void* result;
   DType result_dtype;
+  // kGradLogits: problem.out already holds the gradient for a grad_output of 1. Where the problem's grad_output, one number
+  // on the device, is 1, nothing is touched; else the gradient is computed again, over it.
+  bool made_for_one;
 };
 
 // Each starts one kernel; the caller checks for errors. These are also what instantiates the kernels' templates.
 void launch_elements(const Launch& launch, Output output, const Plan& plan, cudaStream_t stream);
 void launch_finish(const Launch& launch, cudaStream_t stream);
-void launch_scale(void* data, DType dtype, int64_t numel, const void* factor, DType factor_dtype, int64_t grid,
-                  cudaStream_t stream);
 
 }  // namespace fused_logistic

@@ -106,14 +106,7 @@ Tensor bce_backward_cuda(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt, 
 void scale_cuda(Tensor& self, const Tensor& factor) {
   const c10::cuda::CUDAGuard guard(self.device());
   if (self.numel() == 0) return;
-  if (!factor.is_cuda() || factor.numel() != 1 || !self.is_non_overlapping_and_dense()) {
-    self.mul_(factor);
-    return;
-  }
-  const DType dtype = dtype_of(self.scalar_type());
-  launch_scale(self.mutable_data_ptr(), dtype, self.numel(), factor.const_data_ptr(), dtype_of(factor.scalar_type()),
-               scale_grid(self.numel(), dtype, multiprocessors()), c10::cuda::getCurrentCUDAStream());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  self.mul_(factor);
 }
 
 }  // namespace

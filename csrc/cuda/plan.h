@@ -20,22 +20,20 @@ constexpr int size_of(DType dtype) {
       return 1;
   }
 }
-// Whether there is a plain_kernel for the problem, its types being known at compile time; else general_kernel, which
-// finds out at run time, computes it.
-constexpr bool has_plain_kernel(const Problem& problem, Output output) {
+// Whether a typed_kernel, which knows the types at compile time, computes the problem; else general_kernel does, which
+// finds them out at run time.
+constexpr bool has_typed_kernel(const Problem& problem, Output output) {
   const DType logits = problem.logits.dtype, target = problem.target.dtype;
-  const bool outputs = output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kLoss ||
-                       output == Output::kGradLogits;
   const bool half = logits == DType::kFloat16 || logits == DType::kBFloat16;
   const bool types =
       target == logits || target == DType::kUInt8 || target == DType::kInt64 || (half && target == DType::kFloat32);
-  return outputs && types && is_plain(problem) && is_full(problem.logits, problem.numel) &&
+  return types && is_plain(problem, output) && is_full(problem.logits, problem.numel) &&
          is_full(problem.target, problem.numel) && problem.compute_double == (logits == DType::kFloat64) &&
          (!has_elements(output) || problem.out_dtype == logits);
 }
 
 struct Plan {
-  bool plain;            // plain_kernel, else general_kernel
+  bool typed;            // typed_kernel, else general_kernel
   int per_thread;        // neighbouring elements of a thread: the most that 16 bytes hold
   int block;             // threads: one for per_thread of the kLanes lanes
   int64_t grid;          // blocks, each of which takes chunks blockIdx.x, blockIdx.x + grid, ...; 0: nothing to launch
@@ -47,8 +45,8 @@ struct Plan {
 // multiprocessors: of the device. It decides how many blocks there are, and changes no bit of any result.
 constexpr Plan plan(const Problem& problem, Output output, int multiprocessors) {
   Plan p = {};
-  p.plain = has_plain_kernel(problem, output);
-  p.per_thread = 16 / size_of(p.plain                  ? problem.logits.dtype
+  p.typed = has_typed_kernel(problem, output);
+  p.per_thread = 16 / size_of(p.typed                  ? problem.logits.dtype
                               : problem.compute_double ? DType::kFloat64
                                                        : DType::kFloat32);
   p.block = int(kLanes) / p.per_thread;
@@ -59,14 +57,6 @@ constexpr Plan plan(const Problem& problem, Output output, int multiprocessors) 
   p.partials = p.finish ? chunks(problem.numel) : 0;
   p.shared_bytes = has_sum(output) ? kLanes * 8 : 0;
   return p;
-}
-
-// scale_kernel: one thread for 16 bytes, in blocks of kScaleBlock.
-constexpr int kScaleBlock = 256;
-constexpr int64_t scale_grid(int64_t numel, DType dtype, int multiprocessors) {
-  const int64_t per_block = kScaleBlock * (16 / size_of(dtype));
-  const int64_t blocks = (numel + per_block - 1) / per_block, most = int64_t(multiprocessors) * 32;
-  return blocks < most ? blocks : most;
 }
 
 }  // namespace fused_logistic
