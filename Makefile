@@ -3,6 +3,7 @@
 #   PYTHON=python3.12   the interpreter that .venv is made with (asking for another one makes .venv anew)
 #   PYTEST_ARGS=...     for `make test` and others, such as PYTEST_ARGS='tests/test_reference.py -x'
 #   BENCH_ARGS=...      for `make bench`
+#   WITH_CUDA=1         the CUDA kernels are built too, by PyPI's compiler where CUDA_HOME names none; no GPU is needed
 # pip, torch and the build read their usual variables (PIP_*, MAX_JOBS, CXX, USE_CUDA, FORCE_CUDA, ...).
 #
 # A stamp is written only after its step has succeeded, so an interrupted step is done again and a finished one is not.
@@ -21,17 +22,22 @@ SOURCES := $(shell find csrc -type f 2>/dev/null)
 BUILD_LOG := build/build.log
 # a compiler's error is at the end of its log
 TO_BUILD_LOG = > $(BUILD_LOG) 2>&1 || { tail -n 100 $(BUILD_LOG) >&2; exit 1; }
+OLDEST_TORCH := 2.11.0
 CUDA_REQUIREMENTS := $(wildcard tests/requirements-cuda.txt)
 DIST := build/dist
 
-# ---- check-cuda: a second venv, whose torch has CUDA
+# ---- CUDA. Its kernels do not depend on the torch that is here. +PTX: whatever newer GPU is visible can run it too; more
+# architectures: TORCH_CUDA_ARCH_LIST (each takes about a minute).
+WITH_CUDA ?=
+SITE = $$($(PY) -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+CUDA_ENV = $(if $(filter 1,$(WITH_CUDA)),env FORCE_CUDA=1 CUDA_HOME="$${CUDA_HOME:-$(SITE)/nvidia/cu13}" \
+  TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-8.0+PTX}")
+
+# ---- check-wheel: other torchs than .venv's
 CUDA_VENV := .venv-cuda
-CUDA_COPY := build/check-cuda
+CHECKED := build/check-wheel
 CUDA_PY := $(CURDIR)/$(CUDA_VENV)/bin/python
-CUDA_TOOLKIT = $$($(CUDA_PY) -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13
-# +PTX: whatever newer GPU is visible can run it too
-CUDA_RUN = env PATH="$(CURDIR)/$(CUDA_VENV)/bin:$$PATH" PYTHONPATH="$(CURDIR)/$(CUDA_COPY)" CUDA_HOME="$${CUDA_HOME:-$(CUDA_TOOLKIT)}" \
-  FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-8.0+PTX}" $(CUDA_PY)
+FLOOR_PY := $(CURDIR)/$(CHECKED)/oldest/bin/python
 CUDA_SERVES := $(shell test "$$(cat $(CUDA_VENV)/.stamp 2>/dev/null)" = "$(CURDIR)" && echo yes)
 
 # The checks run with -I: a PYTHONPATH of the user's says nothing about .venv.
@@ -52,7 +58,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow ptx check-cuda lint format bench dist build clean distclean FORCE
+.PHONY: help demo test slow ptx wheel check-wheel lint format bench dist build clean distclean FORCE
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -79,17 +85,28 @@ ptx: $(STAMPS)/dev $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests o
 # the planted faults: `make test` runs these tests, and they do not depend on torch
 NOT_OF_TORCH := --ignore=tests/test_cuda_faults.py
 
-# The whole extension for CUDA, in a copy, so that neither .venv nor the library built here is touched. CUDA_HOME: another
-# toolkit than PyPI's; TORCH_CUDA_ARCH_LIST: more than one architecture (each takes about a minute).
-check-cuda: $(CUDA_VENV)/.stamp  ## build the CUDA kernels against a CUDA torch (5.5 GB), run the tests; no GPU is needed
-	@mkdir -p $(CUDA_COPY) && find $(CUDA_COPY) -mindepth 1 -maxdepth 1 ! -name build -exec rm -rf {} +
-	@tar -cf - --exclude='./.[!c]*' --exclude=./build --exclude=./dist --exclude='*.so' --exclude='*.egg-info' \
-	  --exclude=__pycache__ . | tar -xf - -C $(CUDA_COPY)
-	@echo "== building the CPU and CUDA kernels in $(CUDA_COPY) (minutes; log: $(CUDA_COPY)/build/build.log)"
-	@cd $(CUDA_COPY) && mkdir -p build && $(CUDA_RUN) setup.py build_ext --inplace $(TO_BUILD_LOG)
-	@grep "fused_logistic: building" $(CUDA_COPY)/$(BUILD_LOG)
-	@cd $(CUDA_COPY) && $(CUDA_RUN) -m fused_logistic.info
-	@cd $(CUDA_COPY) && $(CUDA_RUN) $(PYTEST) $(NOT_OF_TORCH) $(PYTEST_ARGS)
+# ninja has compiled what `make build` needed, and compiles only what is missing. The wheel's libraries are those in fused_logistic/.
+wheel: $(STAMPS)/build  ## the wheel of what `make build` built, in dist/
+	@rm -rf dist && mkdir -p dist $(dir $(BUILD_LOG))
+	@$(CUDA_ENV) $(RUN) -c 'from setuptools import build_meta; build_meta.build_wheel("dist")' $(TO_BUILD_LOG)
+	@ls -l dist/*.whl
+
+# In a copy of the tree in which fused_logistic/ is the wheel's. The oldest torch borrows what it needs from .venv-cuda.
+check-wheel: wheel $(CUDA_VENV)/.stamp  ## the wheel under a CUDA torch (5.5 GB) and under the oldest one that it supports; no GPU is needed
+	@rm -rf $(CHECKED) && mkdir -p $(CHECKED)/copy
+	@tar -cf - --exclude='./.[!c]*' --exclude=./build --exclude=./dist --exclude=./fused_logistic --exclude='*.egg-info' \
+	  --exclude=__pycache__ . | tar -xf - -C $(CHECKED)/copy
+	@$(PY) -m zipfile -e dist/*.whl $(CHECKED)/copy
+	@for library in fused_logistic/*.so; do cmp $$library $(CHECKED)/copy/$$library || exit 1; done
+	@echo "== the wheel and its self-check under torch $$($(CUDA_PY) -c 'import torch; print(torch.__version__)')"
+	@cd $(CHECKED)/copy && $(CUDA_PY) -m fused_logistic.info
+	@cd $(CHECKED)/copy && $(CUDA_ENV) PATH="$(CURDIR)/$(CUDA_VENV)/bin:$$PATH" $(CUDA_PY) $(PYTEST) $(NOT_OF_TORCH) $(PYTEST_ARGS)
+	@echo "== the wheel under torch $(OLDEST_TORCH), the oldest that it supports"
+	@$(CUDA_PY) -m venv --without-pip $(CHECKED)/oldest
+	@$(CUDA_PY) -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$($(FLOOR_PY) -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth
+	@$(FLOOR_PY) -m pip install -qq --disable-pip-version-check --ignore-installed --no-deps torch==$(OLDEST_TORCH) dist/*.whl
+	@cd $(CHECKED) && $(FLOOR_PY) -I $(CURDIR)/tests/smoke.py
 
 lint: $(STAMPS)/dev  ## check the form of Python (ruff) and C++ (clang-format), and the types of the package (mypy)
 	@failed=; \
@@ -108,30 +125,25 @@ format: $(STAMPS)/dev  ## bring Python and C++ into the form that `make lint` ch
 bench: $(STAMPS)/build  ## time the loss against its rivals in under three minutes (BENCH_ARGS=--full: the figures of the README)
 	@$(RUN) -m benchmarks $(BENCH_ARGS)
 
-# The sdist holds what a build needs: the wheel is made from it, and it is installed as it is too. Each goes into a fresh
-# venv, which gets torch, pip and what a build needs by a .pth file that names .venv's packages (a second torch would be a large
-# download); what is installed into it comes first, and the smoke test checks that this is what it sees.
-dist: $(STAMPS)/dev  ## build the sdist and the wheel, install each into a fresh venv and try it there
-	@rm -rf dist $(DIST) && mkdir -p $(DIST)
+# The sdist holds what a build needs: a wheel is made from it, and installed into a fresh venv, which gets torch, pip and what a
+# build needs by a .pth file that names .venv's packages (a second torch would be a large download); what is installed into it
+# comes first, and the smoke test checks that this is what it sees.
+dist: $(STAMPS)/dev  ## build the sdist, a wheel from it, and try that in a fresh venv
+	@rm -rf $(DIST) && mkdir -p dist $(DIST) && rm -f dist/*.tar.gz
 	@echo "== sdist, and a wheel from it (log: $(DIST)/build.log)"
 	@$(RUN) -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' > $(DIST)/build.log 2>&1 \
-	  && $(RUN) -m pip wheel -v --no-build-isolation --no-deps -w dist dist/*.tar.gz >> $(DIST)/build.log 2>&1 \
+	  && $(RUN) -m pip wheel -v --no-build-isolation --no-deps -w $(DIST) dist/*.tar.gz >> $(DIST)/build.log 2>&1 \
 	  || { tail -n 100 $(DIST)/build.log >&2; exit 1; }
-	@for built in dist/*.whl dist/*.tar.gz; do \
-	  venv=$(CURDIR)/$(DIST)/$${built##*.}; \
-	  echo "== $$built in a fresh venv"; \
-	  $(PY) -m venv --without-pip $$venv \
-	  && $(PY) -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	    > $$($$venv/bin/python -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch_of_dev.pth \
-	  && PATH="$$venv/bin:$(CURDIR)/$(VENV)/bin:$$PATH" $$venv/bin/python -m pip install -qq --disable-pip-version-check \
-	    --ignore-installed --no-deps --no-build-isolation $$built \
-	  && (cd $(DIST) && $$venv/bin/python -I $(CURDIR)/tests/smoke.py) || exit 1; \
-	done
+	@echo "== in a fresh venv"
+	@$(PY) -m venv --without-pip $(DIST)/venv
+	@echo "$(SITE)" > $$($(DIST)/venv/bin/python -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch_of_dev.pth
+	@$(DIST)/venv/bin/python -m pip install -qq --disable-pip-version-check --ignore-installed --no-deps $(DIST)/*.whl
+	@cd $(DIST) && venv/bin/python -I $(CURDIR)/tests/smoke.py
 
 build: $(STAMPS)/build  ## compile the extension, where csrc/ or setup.py changed since the last time
 
 clean:  ## remove what was built and cached; .venv stays
-	rm -rf build dist *.egg-info fused_logistic/*.so examples/output $(STAMPS)/installed $(STAMPS)/build
+	rm -rf build dist *.egg-info fused_logistic/*.so examples/output $(STAMPS)/build
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find fused_logistic tests tools examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -165,24 +177,17 @@ $(CUDA_VENV)/.stamp: requirements-dev.txt tests/requirements-torch-cuda.txt $(if
 	@grep -v '^torch==' requirements-dev.txt > $(CUDA_VENV)/requirements.txt
 	@$(CUDA_PY) -m pip install -qq --disable-pip-version-check -r tests/requirements-torch-cuda.txt \
 	  -r $(CUDA_VENV)/requirements.txt
-	@ln -sf libcudart.so.13 $(CUDA_TOOLKIT)/lib/libcudart.so  # PyPI's package lacks the name that the linker looks for
 	@echo "$(CURDIR)" > $@
 
-# Twice in two ways. The editable install makes the package importable and compiles from nothing in a temporary folder;
-# after that, only what depends on the changed sources is compiled again. A .venv may outlive the built library
-# (git clean), hence the look for the file itself.
-$(STAMPS)/installed: $(STAMPS)/dev setup.py pyproject.toml
+# In place: the libraries lie in fused_logistic/, and .venv gets a file that names this folder. Compiled is what changed, which
+# ninja knows. A .venv may outlive the libraries (git clean) and may have been built without CUDA, hence the look at the files.
+BUILT := $(wildcard fused_logistic/libfused_logistic$(if $(filter 1,$(WITH_CUDA)),_cuda).so)
+$(STAMPS)/build: $(STAMPS)/dev setup.py pyproject.toml $(SOURCES) $(if $(filter 1,$(WITH_CUDA)),$(STAMPS)/cuda) $(if $(BUILT),,FORCE)
 	@$(PY) -I -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { \
 	  echo "error: the headers of $$($(PY) --version) are missing (Debian and Ubuntu: apt install python3-dev)" >&2; exit 1; }
-	@echo "== building fused_logistic and installing it into $(VENV) (a minute or so; log: $(BUILD_LOG))"
+	@echo "== building fused_logistic (a minute or two; log: $(BUILD_LOG))"
 	@mkdir -p $(dir $(BUILD_LOG))
-	@$(RUN) -m pip install -v --disable-pip-version-check --no-build-isolation --no-deps -e . $(TO_BUILD_LOG)
-	@touch $@
-
-$(STAMPS)/build: $(STAMPS)/installed $(SOURCES) $(if $(wildcard fused_logistic/*.so),,FORCE)
-	@if [ -n "$$(find csrc -type f -newer $(STAMPS)/installed)" ] || ! ls fused_logistic/*.so >/dev/null 2>&1; then \
-	  echo "== building what changed in csrc/ (log: $(BUILD_LOG))"; \
-	  mkdir -p $(dir $(BUILD_LOG)); \
-	  $(RUN) setup.py build_ext --inplace $(TO_BUILD_LOG); \
-	fi
+	@$(CUDA_ENV) $(RUN) setup.py build_ext --inplace $(TO_BUILD_LOG)
+	@grep "fused_logistic: building" $(BUILD_LOG)
+	@echo "$(CURDIR)" > "$(SITE)/fused_logistic.pth"
 	@touch $@

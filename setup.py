@@ -1,6 +1,12 @@
-"""Builds fused_logistic/_C: the CPU kernels always, the CUDA kernels where a toolkit and a CUDA build of torch are."""
+"""Builds what is compiled of fused_logistic, in three files:
+
+* ``libfused_logistic.so``: the ops and the CPU kernels, against torch's stable ABI, for any torch from 2.11 on;
+* ``libfused_logistic_cuda.so``: the CUDA kernels, where a toolkit and a CUDA build of torch are, or with FORCE_CUDA=1;
+* ``_C``: what Python asks of them beside the ops.
+"""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +15,7 @@ import setuptools
 
 try:
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
 except ModuleNotFoundError as error:
     sys.exit(
         f"fused_logistic is built against your installed torch, and importing torch failed: {error}.\n"
@@ -23,13 +29,36 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # else a page of errors abou
 
 ROOT = Path(__file__).parent
 DEBUG = os.environ.get("DEBUG", "0") == "1"
-NVCC = Path(CUDA_HOME or "", "bin", "nvcc")
+FORCE_CUDA = os.environ.get("FORCE_CUDA", "0") == "1"
+CUDA = Path(CUDA_HOME or "")
+NVCC = CUDA / "bin" / "nvcc"
 # One for each generation: code for x.0 runs on x.1, x.2, ... too. PTX of the last is for the generations after it.
 CUDA_ARCHS = ("7.5", "8.0", "9.0", "10.0", "12.0")
+
+LIBRARY, CUDA_LIBRARY = "fused_logistic.libfused_logistic", "fused_logistic.libfused_logistic_cuda"
+# 2.11: nothing newer is used of torch, so that nothing newer is needed
+STABLE_ABI = ("TORCH_TARGET_VERSION", "0x020b000000000000")
+# No contraction: the formula says where it wants fma.
+CXX_FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
+CXX_FLAGS += ["-std=c++20", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wall"]
+CXX_FLAGS += ["-Wno-maybe-uninitialized"]  # false alarms inside GCC's own AVX-512 header
+# Their neighbours in the package are found beside them; what torch needs none of is not named.
+LINK_FLAGS = ["-Wl,--as-needed", "-Wl,-rpath,$ORIGIN"]
 
 
 def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def cuda_include() -> Path | None:
+    """The toolkit's headers, which are not always beside the nvcc that torch found: that may be a script."""
+    found = [path.parent for place in ("", "targets/*/") for path in CUDA.glob(f"{place}include/cuda_runtime.h")]
+    return found[0] if found else None
+
+
+def cuda_version(include: Path) -> str:
+    number = int(re.search(r"#define CUDART_VERSION\s+(\d+)", (include / "cuda_runtime_api.h").read_text())[1])
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def why_no_cuda() -> str:
@@ -37,61 +66,132 @@ def why_no_cuda() -> str:
     if os.environ.get("USE_CUDA", "1") == "0":
         return "USE_CUDA=0"
     missing = ""
-    if torch.version.cuda is None:
+    if torch.version.cuda is None and not FORCE_CUDA:  # they do not depend on the torch that they are built with
         missing = f"torch {torch.__version__} is a build without CUDA"
-    elif not CUDA_HOME:  # looked for only where torch has CUDA
+    elif not CUDA_HOME:  # looked for only where it is needed
         missing = "no CUDA toolkit was found (set CUDA_HOME)"
     elif not os.access(NVCC, os.X_OK):
         missing = f"there is no compiler at {NVCC} (set CUDA_HOME)"
-    elif not any(list(Path(CUDA_HOME).glob(f"{place}include/cuda_runtime.h")) for place in ("", "targets/*/")):
-        # torch takes the folder above nvcc's for the toolkit, but that nvcc may be a script that calls another one
+    elif cuda_include() is None:
         missing = f"there is no include/cuda_runtime.h in {CUDA_HOME} (set CUDA_HOME)"
-    if missing and os.environ.get("FORCE_CUDA", "0") == "1":
+    if missing and FORCE_CUDA:
         sys.exit(f"fused_logistic: FORCE_CUDA=1, but {missing}")
     return missing
 
 
-def cuda_archs() -> str:
+def cuda_archs() -> list[str]:
     """TORCH_CUDA_ARCH_LIST, or what of CUDA_ARCHS the toolkit knows; torch's default would be the GPUs it sees."""
-    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        known = subprocess.run([NVCC, "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout.split()
-        archs = [arch for arch in CUDA_ARCHS if "compute_" + arch.replace(".", "") in known]
-        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(archs) + "+PTX"
-    return os.environ["TORCH_CUDA_ARCH_LIST"].replace(";", " ")
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if asked:
+        return asked
+    known = subprocess.run([NVCC, "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout.split()
+    archs = [arch for arch in CUDA_ARCHS if "compute_" + arch.replace(".", "") in known]
+    return [*archs[:-1], archs[-1] + "+PTX"]
+
+
+def nvcc_command(archs: list[str], target: str) -> list[str]:
+    # One architecture after the other takes minutes. 0: as many at a time as there are CPUs
+    command = [str(NVCC), "-c", "csrc/cuda/kernels.cu", "-o", target, f"--threads={os.environ.get('MAX_JOBS') or 0}"]
+    command += ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-fmad=false"]
+    command += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    for arch in archs:
+        number = arch.removesuffix("+PTX").replace(".", "")
+        command.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if arch.endswith("+PTX"):
+            command.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return command
+
+
+class BuildLibraries(BuildExtension):
+    def get_ext_filename(self, name: str) -> str:
+        if name.rpartition(".")[2].startswith("lib"):  # for any Python: no ABI in its name
+            return name.replace(".", "/") + ".so"
+        return super().get_ext_filename(name)
+
+    def build_extension(self, extension: setuptools.Extension) -> None:
+        if extension.name == LIBRARY:
+            super().build_extension(extension)
+            return
+        extension.extra_objects = [self.get_ext_fullpath(LIBRARY)]
+        if extension.name == CUDA_LIBRARY:
+            self._add_cuda(extension)
+        super().build_extension(extension)
+
+    def _add_cuda(self, extension: setuptools.Extension) -> None:
+        """The kernels' object file; and libtorch_cuda.so as something that is loaded before, whatever torch is here."""
+        folder = Path(self.build_temp).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        kernels, command_file = folder / "kernels.cu.o", folder / "kernels.cu.command"
+        command = nvcc_command(cuda_archs(), str(kernels))
+        newest = max(os.path.getmtime(path) for path in extension.depends)
+        if not (
+            kernels.exists()
+            and kernels.stat().st_mtime > newest
+            and command_file.exists()
+            and command_file.read_text() == str(command)
+        ):
+            print(" ".join(command), flush=True)
+            subprocess.run(command, check=True)
+            command_file.write_text(str(command))
+        stub = folder / "libtorch_cuda.so"
+        empty = [os.environ.get("CXX", "c++"), "-shared", "-x", "c", "/dev/null", "-o", stub]
+        subprocess.run([*empty, "-Wl,-soname,libtorch_cuda.so"], check=True)
+        cudart = next(CUDA.glob("**/libcudart_static.a"))
+        extension.extra_objects += [str(kernels), str(cudart), "-Wl,--no-as-needed", str(stub)]
 
 
 def main() -> None:
-    # No contraction: the formula says where it wants fma. -fopenmp: at::parallel_for is a template in torch's headers.
-    cxx_flags = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
-    cxx_flags += ["-ffp-contract=off", "-fno-math-errno", "-fopenmp", "-fvisibility=hidden", "-Wall"]
-    cxx_flags += ["-Wno-maybe-uninitialized"]  # false alarms inside GCC's own AVX-512 header
-    # One architecture after the other takes minutes. 0: as many at a time as there are CPUs
-    threads = os.environ.get("MAX_JOBS") or "0"
-    nvcc_flags = ["-O3", "--expt-relaxed-constexpr", "-fmad=false", f"--threads={threads}"]
-    nvcc_flags += ["-Xcompiler", "-fvisibility=hidden"]
-    cuda = ["csrc/cuda/*.cpp", "csrc/cuda/*.cu"]
-    macros = [("FL_TORCH_VERSION", f'"{torch.__version__}"')]
+    import pybind11
+
     without = why_no_cuda()
-    if without:
-        cuda = []
-        what = f"CPU kernels (no CUDA: {without})"
-    else:
-        macros.append(("FL_CUDA_ARCHS", f'"{cuda_archs()}"'))
-        what = f"CPU kernels, and CUDA kernels for {cuda_archs()} with {NVCC}"
-    print(f"fused_logistic: building against torch {torch.__version__}: {what}", flush=True)
-    setuptools.setup(
-        ext_modules=[
-            (CppExtension if without else CUDAExtension)(
-                "fused_logistic._C",
-                sources=sources("csrc/*.cpp", "csrc/cpu/*.cpp", *cuda),
-                depends=sources("csrc/*.h", "csrc/cpu/*.h", "csrc/cuda/*.h", "csrc/cuda/*.cuh"),
-                define_macros=macros,
-                extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags},
-                extra_link_args=["-fopenmp"],
+    archs = [] if without else cuda_archs()
+    what = f", and CUDA kernels for {' '.join(archs)} with {NVCC}" if archs else f" (no CUDA: {without})"
+    print(f"fused_logistic: building against torch {torch.__version__}: CPU kernels{what}", flush=True)
+    headers = sources("csrc/*.h", "csrc/cpu/*.h", "csrc/cuda/*.h")
+    macros = []
+    extensions = [
+        CppExtension(
+            LIBRARY,
+            sources=sources("csrc/ops.cpp", "csrc/tensors.cpp", "csrc/cpu/*.cpp"),
+            depends=headers,
+            define_macros=[STABLE_ABI],
+            extra_compile_args=CXX_FLAGS,
+            extra_link_args=[*LINK_FLAGS, "-Wl,-soname,libfused_logistic.so"],
+        )
+    ]
+    if not without:
+        include = cuda_include()
+        macros = [
+            ("FL_CUDA_ARCHS", f'"{" ".join(archs)}"'),
+            ("FL_CUDA_VERSION", f'"{cuda_version(include)}"'),
+        ]
+        extensions.append(
+            CppExtension(
+                CUDA_LIBRARY,
+                sources=["csrc/cuda/launch.cpp"],
+                depends=[*headers, *sources("csrc/cuda/*.cu", "csrc/cuda/*.cuh")],
+                include_dirs=[str(include)],
+                define_macros=[STABLE_ABI, ("USE_CUDA", None)],  # the latter: torch's headers name its CUDA functions
+                extra_compile_args=CXX_FLAGS,
+                extra_link_args=[*LINK_FLAGS, "-Wl,-soname,libfused_logistic_cuda.so", "-lpthread", "-ldl", "-lrt"],
             )
-        ],
-        cmdclass={"build_ext": BuildExtension},
-        # ninja knows what has changed; without it, a library built against another torch would be taken for up to date
+        )
+    extensions.append(
+        setuptools.Extension(
+            "fused_logistic._C",
+            sources=["csrc/module.cpp"],
+            depends=headers,
+            include_dirs=[pybind11.get_include()],
+            define_macros=macros,
+            extra_compile_args=CXX_FLAGS,
+            extra_link_args=LINK_FLAGS,
+            language="c++",
+        )
+    )
+    setuptools.setup(
+        ext_modules=extensions,
+        cmdclass={"build_ext": BuildLibraries},
+        # ninja knows what has changed
         options={"build_ext": {"force": True}},
     )
 

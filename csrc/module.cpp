@@ -1,4 +1,4 @@
-// The Python module _C: importing it loads the ops; its functions are for introspection and tests.
+// The Python module _C: introspection, and hooks for tests. The only file that knows Python, and it knows no torch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,10 +11,6 @@
 #include "cpu/memory.h"
 #include "cuda/plan.h"
 #include "logistic.h"
-
-#if defined(FL_CUDA_ARCHS)  // by setup.py, where it builds the CUDA kernels
-#include <cuda_runtime_api.h>
-#endif
 
 namespace py = pybind11;
 using namespace fused_logistic;
@@ -70,11 +66,10 @@ PYBIND11_MODULE(_C, m) {
       py::arg("problem"), py::arg("output"), py::arg("multiprocessors"), "The launch of a CUDA kernel (cuda/plan.h).");
   m.attr("CHUNK") = kChunk;
   m.attr("LANES") = kLanes;
-  m.attr("TORCH_VERSION") = FL_TORCH_VERSION;
   m.attr("COMPILER") = __VERSION__;
-#if defined(FL_CUDA_ARCHS)
+#if defined(FL_CUDA_ARCHS)  // by setup.py, where it builds the CUDA kernels
   m.attr("CUDA_ARCHS") = FL_CUDA_ARCHS;
-  m.attr("CUDA_VERSION") = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+  m.attr("CUDA_VERSION") = FL_CUDA_VERSION;
 #else
   m.attr("CUDA_ARCHS") = py::none();
   m.attr("CUDA_VERSION") = py::none();

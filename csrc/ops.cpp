@@ -1,127 +1,37 @@
-// The ops: schemas, the CPU entry points, and the composition for devices without a kernel.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
+// The schemas of the ops, the only place where their arguments are listed. The kernels are registered in cpu/launch.cpp and
+// cuda/launch.cpp; what differentiates, composes and checks them, and computes the layer's, in fused_logistic/ops.py.
+#include <torch/csrc/stable/library.h>
 
-#include "composite.h"
-#include "parallel.h"
+// Every op ends with the options. gamma: the focal loss, with alpha or without; none: binary cross entropy.
+#define OPTIONS ", float label_smoothing=0.0, int? ignore_index=None, float? gamma=None, float? alpha=None) -> "
 
-namespace fused_logistic {
-namespace {
-
-// ---- CPU ---------------------------------------------------------------------------------------------------------
-
-// The number of elements over which the mean is taken.
-double divisor(const Problem& problem, const Arguments& arguments) {
-  if (arguments.reduction != at::Reduction::Mean) return 1;
-  return arguments.selects() ? run(problem, Output::kCount) : double(problem.numel);
-}
-
-Tensor scalar(double value, const Tensor& like, at::ScalarType dtype) {
-  const Tensor result = at::empty({}, like.options().dtype(dtype));
-  switch (dtype) {
-    case at::kDouble:
-      *result.mutable_data_ptr<double>() = value;
-      break;
-    case at::kFloat:
-      *result.mutable_data_ptr<float>() = float(value);
-      break;
-    case at::kHalf:
-      *result.mutable_data_ptr<at::Half>() = at::Half(float(value));
-      break;
-    default:
-      *result.mutable_data_ptr<at::BFloat16>() = at::BFloat16(float(value));
-  }
-  return result;
-}
-
-Tensor bce_cpu(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
-  const Arguments arguments{FL_ARGUMENTS, gamma, alpha};
-  Iteration iteration(arguments);
-  const at::ScalarType type = loss_dtype(arguments, dtype);
-  if (reduction == at::Reduction::None) {
-    Tensor loss = iteration.allocate_out(type);
-    run(iteration.problem, Output::kLoss);
-    return loss;
-  }
-  const double sum = run(iteration.problem, Output::kLossSum);
-  return scalar(sum / divisor(iteration.problem, arguments), logits, type);
-}
-
-std::tuple<Tensor, Tensor> bce_with_grad_cpu(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
-  const Arguments arguments{FL_ARGUMENTS, gamma, alpha};
-  Iteration iteration(arguments);
-  check_reduced("bce_with_grad", reduction);
-  const double count = divisor(iteration.problem, arguments);
-  iteration.problem.scale = 1 / count;
-  Tensor grad = iteration.allocate_out(logits.scalar_type());
-  const double sum = run(iteration.problem, Output::kLossSumAndGrad);
-  return {scalar(sum / count, logits, loss_dtype(arguments, dtype)), grad};
-}
-
-Tensor bce_backward_cpu(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt, FL_FOCAL_PARAMETERS) {
-  const Arguments arguments{FL_ARGUMENTS, gamma, alpha};
-  Iteration iteration(arguments);
-  iteration.set_grad_output(grad_output);
-  iteration.problem.scale = 1 / divisor(iteration.problem, arguments);
-  const auto [output, operand] = derivative(arguments, wrt);
-  Tensor grad = iteration.allocate_out(operand.scalar_type());
-  run(iteration.problem, output);
-  return grad;
-}
-
-// Multiplies by a scalar tensor in place, and touches nothing where the scalar is 1.
-void scale_cpu(Tensor& self, const Tensor& factor) {
-  const bool is_one = factor.scalar_type() == at::kFloat && factor.is_cpu() ? *factor.const_data_ptr<float>() == 1
-                                                                            : factor.item<double>() == 1;
-  if (!is_one) self.mul_(factor);
-}
-
-// ---- Devices without a kernel ------------------------------------------------------------------------------------
-
-// After the composition, whose checks come first: for a sparse tensor no kernel is missing.
-template <class Result>
-Result with_warning(Result result, const Tensor& logits) {
-  TORCH_WARN_ONCE("fused_logistic: no kernel for device ", logits.device(), " in this build; computing with torch's ",
-                  "operations, correct but slower");
-  return result;
-}
-Tensor bce_fallback(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
-  return with_warning(composite_loss({FL_ARGUMENTS, gamma, alpha}, dtype), logits);
-}
-std::tuple<Tensor, Tensor> bce_with_grad_fallback(FL_PARAMETERS, DTypeArgument dtype, FL_FOCAL_PARAMETERS) {
-  return with_warning(composite_with_grad({FL_ARGUMENTS, gamma, alpha}, dtype), logits);
-}
-Tensor bce_backward_fallback(const Tensor& grad_output, FL_PARAMETERS, int64_t wrt, FL_FOCAL_PARAMETERS) {
-  return with_warning(composite_backward(grad_output, {FL_ARGUMENTS, gamma, alpha}, Wrt(wrt)), logits);
-}
-void scale_fallback(Tensor& self, const Tensor& factor) { self.mul_(factor); }
-
-}  // namespace
-}  // namespace fused_logistic
-
+// count: a float64 scalar, the number of elements that a mean is taken over, where mask or ignore_index leave some out.
 // reduction: 0 none, 1 mean, 2 sum (an int: DTensor caches sharding decisions by ints, not by strings).
-// gamma: the focal loss, with alpha or without; none: the plain loss.
-#define FL_SCHEMA                                                                                         \
-  "Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? mask, int reduction, float " \
-  "label_smoothing, int? ignore_index, "
-#define FL_FOCAL_SCHEMA ", float? gamma=None, float? alpha=None) -> "
+#define OPERANDS "Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? mask, Tensor? count, "
 
-TORCH_LIBRARY(fused_logistic, m) {
-  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
-  m.def("bce(" FL_SCHEMA "ScalarType? dtype" FL_FOCAL_SCHEMA "Tensor", tags);
-  m.def("bce_with_grad(" FL_SCHEMA "ScalarType? dtype" FL_FOCAL_SCHEMA "(Tensor loss, Tensor grad_logits)", tags);
-  m.def("bce_backward(Tensor grad_output, " FL_SCHEMA "int wrt" FL_FOCAL_SCHEMA "Tensor", tags);
-  m.def("scale_(Tensor(a!) self, Tensor factor) -> ()", tags);
-}
-TORCH_LIBRARY_IMPL(fused_logistic, CPU, m) {
-  m.impl("bce", &fused_logistic::bce_cpu);
-  m.impl("bce_with_grad", &fused_logistic::bce_with_grad_cpu);
-  m.impl("bce_backward", &fused_logistic::bce_backward_cpu);
-  m.impl("scale_", &fused_logistic::scale_cpu);
-}
-TORCH_LIBRARY_IMPL(fused_logistic, CompositeExplicitAutograd, m) {
-  m.impl("bce", &fused_logistic::bce_fallback);
-  m.impl("bce_with_grad", &fused_logistic::bce_with_grad_fallback);
-  m.impl("bce_backward", &fused_logistic::bce_backward_fallback);
-  m.impl("scale_", &fused_logistic::scale_fallback);
+// A sparse target [rows, labels] comes as its values and indices. Gradients that output_mask leaves out are empty.
+#define LAYER                                                                                              \
+  "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? crow_indices, Tensor? " \
+  "col_indices, Tensor? weight, Tensor? pos_weight, Tensor? count, int reduction, int? chunk_bytes, "
+
+STABLE_TORCH_LIBRARY(fused_logistic, m) {
+  m.def("bce(" OPERANDS "int reduction, ScalarType dtype" OPTIONS "Tensor");
+  m.def("bce_with_grad(" OPERANDS "int reduction, ScalarType dtype" OPTIONS "(Tensor loss, Tensor grad_logits)");
+  m.def("bce_backward(Tensor grad_output, " OPERANDS "int reduction, int wrt" OPTIONS "Tensor");
+  m.def("bce_backward_(Tensor(a!) grad_logits, Tensor grad_output, " OPERANDS "int reduction" OPTIONS "()");
+  m.def("bce_count(Tensor target, Tensor? mask, int? ignore_index) -> Tensor");
+  m.def(
+      "bce_tile_(Tensor(a!) logits, Tensor(b!)? losses, Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? "
+      "grad_output, float scale, bool whole, bool wants_grad" OPTIONS "Tensor");
+
+  m.def("linear_bce(" LAYER "ScalarType dtype" OPTIONS "Tensor");
+  m.def("linear_bce_with_grad(" LAYER "ScalarType dtype, bool[3] output_mask" OPTIONS
+        "(Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  m.def("linear_bce_backward(Tensor grad_output, " LAYER "bool[3] output_mask" OPTIONS
+        "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "linear_bce_single(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, "
+      "Tensor? pos_weight, Tensor? grad_output, Tensor? count, int reduction, ScalarType dtype, bool[3] "
+      "output_mask" OPTIONS "(Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  m.def("empty(int[] size, ScalarType dtype) -> Tensor");
 }

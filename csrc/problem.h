@@ -2,6 +2,9 @@
 #pragma once
 #include <stdint.h>
 
+// What the CUDA library and the Python module take from the library of the ops.
+#define FL_API __attribute__((visibility("default")))
+
 namespace fused_logistic {
 
 enum class DType : int8_t { kFloat64, kFloat32, kFloat16, kBFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64 };

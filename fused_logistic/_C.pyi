@@ -2,7 +2,6 @@
 
 CHUNK: int
 LANES: int
-TORCH_VERSION: str
 COMPILER: str
 CUDA_ARCHS: str | None
 CUDA_VERSION: str | None

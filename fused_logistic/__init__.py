@@ -1,10 +1,13 @@
 """Sigmoid + binary cross entropy as one fused, exact, fast PyTorch layer."""
 
+from . import reference, registration
 from .functional import binary_cross_entropy_with_logits, sigmoid_focal_loss
 from .functional_linear import linear_binary_cross_entropy
 from .modules import BCEWithLogitsLoss, LinearBCEWithLogitsLoss
 from .patching import patch
 from .version import __version__
+
+del registration  # done by its import
 
 __all__ = [
     "BCEWithLogitsLoss",
@@ -13,5 +16,6 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "linear_binary_cross_entropy",
     "patch",
+    "reference",
     "sigmoid_focal_loss",
 ]

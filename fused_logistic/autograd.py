@@ -1,10 +1,9 @@
-"""The ``torch.autograd.Function`` of the loss: the chain rule in the form that ``torch.compile`` captures whole.
+"""What is differentiated how: the two autograd Functions, for eager and compiled code alike, and their rules.
 
-For ``mean`` and ``sum`` the forward pass already computes the gradient for the logits (one pass over memory for the
-whole training step), and the backward pass only multiplies by ``grad_output``. Whatever differentiates further gets the
-ops' own derivatives, which are right to any order (``csrc/composite.cpp``).
-
-Eager code calls the ops directly: ``csrc/autograd.cpp`` is this Function in C++, at two thirds of the overhead.
+For ``mean`` and ``sum`` the forward pass makes the gradient with the loss, in one pass over memory for the whole
+training step. It is made for a ``grad_output`` of 1, which a loss that is the root of a backward pass has; the backward
+pass hands it out, and makes it anew where ``grad_output`` is another number. Whatever differentiates further gets the
+ops' own derivatives, which are right to any order (:mod:`fused_logistic.composite`).
 """
 
 from __future__ import annotations
@@ -14,77 +13,174 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import linear_ops, ops
+from . import composite, layer, ops, sharding
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+# ---- Rules -----------------------------------------------------------------------------------------------------------
+
+
+def made_early(reduction: int, *wanted: bool) -> bool:
+    """Whether the forward pass makes gradients: where it ends in one number and some are wanted at all."""
+    return reduction != ops.NONE and any(wanted)
+
+
+def handed_out(grad_output: Tensor) -> bool:
+    """Whether a backward pass may hand out what the forward pass made: a constant to whatever differentiates it."""
+    if torch.is_grad_enabled():
+        return False
+    return torch.compiler.is_compiling() or not ops.transformed(grad_output)
+
+
+def loss_dtype(input: Tensor, target: Tensor, promotes: bool = False) -> torch.dtype:
+    """The dtype of the loss: the target's if that is a floating type, else the input's; float32 under autocast.
+
+    ``promotes``: where the two differ it is what torch promotes them to, as for a loss composed of torch's operations.
+    """
+    dtype = target.dtype if target.is_floating_point() else input.dtype
+    if promotes and dtype != input.dtype:
+        return torch.promote_types(input.dtype, dtype)
+    if dtype != torch.float64 and torch.is_autocast_enabled(input.device.type):
+        return torch.float32  # and nothing is cast: the kernels compute in float32 anyway
+    return dtype
+
+
+# ---- The losses ------------------------------------------------------------------------------------------------------
 
 
 class BinaryCrossEntropyWithLogits(torch.autograd.Function):
-    """``apply(logits, target, weight, pos_weight, mask, reduction, label_smoothing, ignore_index, dtype, gamma,
-    alpha) -> loss``.
-
-    The arguments are those of ``torch.ops.fused_logistic.bce``; see :mod:`fused_logistic.ops`.
-    """
+    """``apply(*operands, reduction, dtype, *options) -> loss``: the arguments of ``torch.ops.fused_logistic.bce``."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        tensors, (reduction, label_smoothing, ignore_index, _, *ctx.focal) = args[:5], args[5:]
-        ctx.options = reduction, label_smoothing, ignore_index
-        gradient = None
-        # fp16 has too few exponents to hold a gradient that is still to be multiplied by a loss scale
-        if reduction == ops.NONE or not ctx.needs_input_grad[0] or tensors[0].dtype == torch.float16:
-            loss = ops.bce(*args)
-        else:
-            loss, gradient = ops.bce_with_grad(*args)
-        ctx.save_for_backward(*tensors, gradient)
+        ctx.save_for_backward(*args[:6])
+        ctx.reduction, ctx.options = args[6], args[8:]
+        if not made_early(args[6], ctx.needs_input_grad[0]):
+            ctx.grad_logits = None
+            return ops.call(ops.bce, *args)
+        loss, ctx.grad_logits = ops.call(ops.bce_with_grad, *args)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, gradient = ctx.saved_tensors
-        _, _, weight, pos_weight, _ = tensors
+        operands, needed = ctx.saved_tensors, ctx.needs_input_grad
+        grads: list[Tensor | None] = [None] * (8 + len(ctx.options))
+        if needed[0] and ctx.grad_logits is not None and handed_out(grad_output):
+            # once: its new owner may change it
+            grads[0], ctx.grad_logits = ctx.grad_logits, None
+            ops.call(ops.bce_backward_, grads[0], grad_output, *operands, ctx.reduction, *ctx.options)
+        elif needed[0]:
+            grads[0] = ops.bce_backward(grad_output, *operands, ctx.reduction, ops.LOGITS, *ctx.options)
+        for wrt in (ops.TARGET, ops.WEIGHT, ops.POS_WEIGHT):
+            if needed[wrt]:
+                grad = ops.bce_backward(grad_output, *operands, ctx.reduction, wrt, *ctx.options)
+                grads[wrt] = grad if wrt == ops.TARGET else grad.sum_to_size(operands[wrt].shape)
+        return tuple(grads)
 
-        def derivative(wrt: int) -> Tensor:
-            return ops.bce_backward(grad_output, *tensors, *ctx.options, wrt, *ctx.focal)
 
-        logits_grad = target_grad = weight_grad = pos_weight_grad = None
-        if ctx.needs_input_grad[0]:
-            # `gradient` is a constant to autograd: only the op is right where the backward pass is differentiated
-            ready = gradient is not None and not torch.is_grad_enabled()
-            logits_grad = gradient * grad_output if ready else derivative(ops.LOGITS)
-            logits_grad = logits_grad.to(tensors[0].dtype)
-        if ctx.needs_input_grad[1]:
-            target_grad = derivative(ops.TARGET)
-        if ctx.needs_input_grad[2]:
-            weight_grad = derivative(ops.WEIGHT).sum_to_size(weight.shape)
-        if ctx.needs_input_grad[3]:
-            pos_weight_grad = derivative(ops.POS_WEIGHT).sum_to_size(pos_weight.shape)
-        return logits_grad, target_grad, weight_grad, pos_weight_grad, *[None] * 7
+def loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    mask: Tensor | None,
+    reduction: int,
+    options: tuple[Any, ...],
+    promotes: bool = False,
+) -> Tensor:
+    """The loss of the public functions: of the op or, where a gradient may be asked for, of the Function."""
+    dtype, count = loss_dtype(input, target, promotes), None
+    if reduction == ops.MEAN and (mask is not None or options[1] is not None):
+        count = ops.call(ops.bce_count, target, mask, options[1])
+    if type(input) not in _PLAIN and sharding.is_dtensor(input) and reduction != ops.NONE:
+        return sharding.reduced(_apply, input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
+    return _apply(input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
+
+
+def _apply(*args: Any) -> Tensor:
+    if torch.compiler.is_compiling():  # what requires a gradient is not known of every value that is captured
+        recorded = torch.is_grad_enabled()
+    elif ops.transformed():
+        return ops.bce(*args)
+    else:
+        recorded = torch.is_grad_enabled() and _any_requires_grad(args[:4])
+    return BinaryCrossEntropyWithLogits.apply(*args) if recorded else ops.call(ops.bce, *args)
+
+
+def _any_requires_grad(tensors: tuple[Any, ...]) -> bool:
+    return any(t is not None and t.requires_grad for t in tensors)
+
+
+# ---- The layer -------------------------------------------------------------------------------------------------------
 
 
 class LinearBinaryCrossEntropy(torch.autograd.Function):
-    """``apply(*arguments of torch.ops.fused_logistic.linear_bce) -> loss``; see :mod:`fused_logistic.linear_ops`.
+    """``apply(*arguments of torch.ops.fused_logistic.linear_bce) -> loss``.
 
     Differentiable in input, linear_weight and linear_bias; the other operands must not require a gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        tensors, ctx.options = args[:8], args[8:]
-        ctx.output_mask = [tensor is not None and ctx.needs_input_grad[i] for i, tensor in enumerate(args[:3])]
-        gradients: tuple[Tensor | None, ...] = (None, None, None)
-        if ctx.options[0] == ops.NONE or args[0].dtype == torch.float16:  # fp16: see above
-            loss = linear_ops.linear_bce(*args)
-        else:
-            loss, *gradients = linear_ops.linear_bce_with_grad(*args, ctx.output_mask)
-        ctx.save_for_backward(*tensors, *gradients)
+        tensors, (reduction, chunk_bytes, _, *options) = args[:9], args[9:]
+        ctx.save_for_backward(*tensors)
+        ctx.rest, ctx.options, ctx.gradients = (reduction, chunk_bytes), options, None
+        ctx.output_mask = [t is not None and ctx.needs_input_grad[i] for i, t in enumerate(args[:3])]
+        # fp16 has too few exponents to hold a mean's gradient that is still to be multiplied by a loss scale
+        if args[0].dtype == torch.float16 or not made_early(reduction, *ctx.output_mask):
+            return ops.call(ops.linear_bce, *args)
+        loss, *ctx.gradients = ops.call(ops.linear_bce_with_grad, *args[:12], ctx.output_mask, *options)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, grad_input, grad_weight, grad_bias = ctx.saved_tensors
-        gradients = [grad_input, grad_weight, grad_bias]
-        if grad_input is None or torch.is_grad_enabled():
-            gradients = linear_ops.linear_bce_backward(grad_output, *tensors, *ctx.options, ctx.output_mask)
+        tensors = ctx.saved_tensors
+        if ctx.gradients is not None and handed_out(grad_output):
+            # scaled, since a second set of products would cost more than the rounding is worth
+            gradients, ctx.gradients = [_scaled(g, grad_output) for g in ctx.gradients], None
         else:
-            gradients = [(g * grad_output).to(g.dtype) for g in gradients]
+            gradients = ops.linear_bce_backward(grad_output, *tensors, *ctx.rest, ctx.output_mask, *ctx.options)
         wanted = [g if asked else None for g, asked in zip(gradients, ctx.output_mask, strict=True)]
-        return *wanted, *(None,) * 10
+        return *wanted, *[None] * (9 + len(ctx.options))
+
+
+def _scaled(grad: Tensor, grad_output: Tensor) -> Tensor:
+    """``grad * grad_output``; in place, and not at all by 1, where looking at ``grad_output`` waits for nobody."""
+    if torch.compiler.is_compiling() or type(grad_output) is not Tensor or grad_output.device.type != "cpu":
+        return (grad * grad_output).to(grad.dtype)
+    return grad if grad_output.item() == 1 else grad.mul_(grad_output)
+
+
+def linear_loss(
+    operands: tuple[Tensor, Tensor, Tensor | None],
+    target: tuple[Tensor, Tensor | None, Tensor | None],
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    reduction: int,
+    chunk_bytes: int | None,
+    options: tuple[Any, ...],
+) -> Tensor:
+    """The layer's loss: of the op, of the Function or, where anything but the layer is differentiated, composed.
+
+    ``operands``: input, linear_weight, linear_bias. ``target``: itself, or the values and indices of a sparse one.
+    """
+    dtype, count = loss_dtype(operands[0], target[0]), None
+    if reduction == ops.MEAN and options[1] is not None:
+        count = layer.count(operands[0], operands[1], *target, options[1])
+    if torch.is_autocast_enabled(operands[0].device.type):  # outside of the Function, so that autograd sees the casts
+        low = torch.get_autocast_dtype(operands[0].device.type)
+        operands = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in operands)  # type: ignore[assignment]
+    args = (*operands, *target, weight, pos_weight, count, reduction, chunk_bytes, dtype, *options)
+    if sharding.is_dtensor(operands[0]) or sharding.is_dtensor(operands[1]):
+        return composite.linear_bce(*args)
+    compiling = torch.compiler.is_compiling()
+    if not compiling and ops.transformed():
+        return ops.linear_bce(*args)
+    if not torch.is_grad_enabled():
+        return ops.call(ops.linear_bce, *args)
+    if _any_requires_grad((target[0], weight, pos_weight)):
+        return composite.linear_bce(*args)
+    if compiling or _any_requires_grad(operands):
+        return LinearBinaryCrossEntropy.apply(*args)
+    return ops.call(ops.linear_bce, *args)

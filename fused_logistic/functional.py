@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NoReturn
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import ops
-from .autograd import BinaryCrossEntropyWithLogits
-from .sharding import is_dtensor
-from .sharding import mean as sharded_mean
+from . import autograd, checks, ops
+from .composite import Options
 
-_OPTIONAL_TENSOR = (Tensor, type(None))
-_PLAIN = (Tensor, torch.nn.Parameter)
-_REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
+REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
 
 
-def _refuse(op: str, required: dict[str, object], **optional: object) -> NoReturn:
-    for name, value in (*required.items(), *optional.items()):
-        if not isinstance(value, _OPTIONAL_TENSOR if name in optional else Tensor):
-            raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {type(value).__name__}")
-    raise AssertionError("all arguments are tensors")
+def check_reduction(op: str, reduction: object) -> None:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
+        raise ValueError(f"{op}: expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
 
 
-def _loss() -> Callable[..., Tensor]:
-    """The op; where torch.compile captures it and may want a gradient too, the Function that computes both at once."""
-    captured = torch.compiler.is_compiling() and torch.is_grad_enabled()
-    return BinaryCrossEntropyWithLogits.apply if captured else ops.bce
-
-
-def _unusual_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> int:
-    if size_average is not None or reduce is not None:
-        return _reduction.legacy_get_enum(size_average, reduce)  # warns that they are deprecated, as torch does
-    raise ValueError(f"binary_cross_entropy_with_logits: expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
+def _refuse(op: str, required: dict[str, Any], optional: dict[str, Any], options: Options) -> None:
+    """Raises what is wrong with the arguments, if it is one of the things that can be."""
+    checks.tensors(op, required, **optional)
+    input, target = required.values()
+    weight, pos_weight, mask = (optional.get(name) for name in ("weight", "pos_weight", "mask"))
+    checks.loss(input, target, weight, pos_weight, mask, None, ops.SUM, *options)
 
 
 def binary_cross_entropy_with_logits(
@@ -106,26 +94,18 @@ def binary_cross_entropy_with_logits(
             ignore_index=ignore_index,
             mask=mask,
         )
-    if not (
-        isinstance(input, Tensor)
-        and isinstance(target, Tensor)
-        and isinstance(weight, _OPTIONAL_TENSOR)
-        and isinstance(pos_weight, _OPTIONAL_TENSOR)
-        and isinstance(mask, _OPTIONAL_TENSOR)
-    ):
-        _refuse(
-            "binary_cross_entropy_with_logits",
-            {"input": input, "target": target},
-            weight=weight,
-            pos_weight=pos_weight,
-            mask=mask,
-        )
-    reduction_enum = _REDUCTIONS.get(reduction) if size_average is None and reduce is None else None
-    if reduction_enum is None:
-        reduction_enum = _unusual_reduction(size_average, reduce, reduction)
-    if type(input) not in _PLAIN and is_dtensor(input) and reduction_enum == ops.MEAN:
-        return sharded_mean(input, target, weight, pos_weight, mask, label_smoothing or 0.0, ignore_index)
-    return _loss()(input, target, weight, pos_weight, mask, reduction_enum, label_smoothing or 0.0, ignore_index, None)
+    options = Options(label_smoothing or 0.0, ignore_index)
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)  # warns that they are deprecated, as torch does
+    try:
+        return autograd.loss(input, target, weight, pos_weight, mask, REDUCTIONS[reduction], options)
+    except Exception as error:
+        refusal = error
+    # whatever went wrong gets its name here, in torch's words; if it has none, it is what it was
+    check_reduction(checks.LOSS, reduction)
+    optional = {"weight": weight, "pos_weight": pos_weight, "mask": mask}
+    _refuse(checks.LOSS, {"input": input, "target": target}, optional, options)
+    raise refusal
 
 
 def sigmoid_focal_loss(
@@ -184,17 +164,13 @@ def sigmoid_focal_loss(
             ignore_index=ignore_index,
             mask=mask,
         )
-    if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor) and isinstance(mask, _OPTIONAL_TENSOR)):
-        _refuse("sigmoid_focal_loss", {"inputs": inputs, "targets": targets}, mask=mask)
-    reduction_enum = _REDUCTIONS.get(reduction)
-    if reduction_enum is None:
-        raise ValueError(f"sigmoid_focal_loss: expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
+    options = Options(0.0, ignore_index, float(gamma), None if alpha == -1 else float(alpha))
+    try:
+        return autograd.loss(inputs, targets, None, None, mask, REDUCTIONS[reduction], options, promotes=True)
+    except Exception as error:
+        refusal = error
+    check_reduction(checks.FOCAL, reduction)
     if not (0 <= alpha <= 1 or alpha == -1):
-        raise ValueError(f"sigmoid_focal_loss: expected alpha between 0 and 1, or -1 for none, got {alpha}")
-    dtype = None
-    if inputs.dtype != targets.dtype and targets.is_floating_point():
-        dtype = torch.promote_types(inputs.dtype, targets.dtype)
-    focal = float(gamma), None if alpha == -1 else float(alpha)
-    if type(inputs) not in _PLAIN and is_dtensor(inputs) and reduction_enum == ops.MEAN:
-        return sharded_mean(inputs, targets, None, None, mask, 0.0, ignore_index, dtype, *focal)
-    return _loss()(inputs, targets, None, None, mask, reduction_enum, 0.0, ignore_index, dtype, *focal)
+        raise ValueError(f"{checks.FOCAL}: expected alpha between 0 and 1, or -1 for none, got {alpha}")
+    _refuse(checks.FOCAL, {"inputs": inputs, "targets": targets}, {"mask": mask}, options)
+    raise refusal

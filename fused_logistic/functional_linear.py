@@ -5,23 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import linear_ops, ops
-from .autograd import LinearBinaryCrossEntropy
-from .functional import binary_cross_entropy_with_logits
-from .sharding import is_dtensor
+from . import autograd, checks, ops
+from .composite import Options
+from .functional import REDUCTIONS, check_reduction
 
-_OP = "linear_binary_cross_entropy"
-_REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
-
-
-def _check_types(required: dict[str, object], optional: dict[str, object]) -> None:
-    for name, value in (*required.items(), *optional.items()):
-        if not (isinstance(value, Tensor) or (name in optional and value is None)):
-            raise TypeError(f"{_OP}: expected {name} to be a torch.Tensor, got {type(value).__name__}")
+_OP = checks.LAYER
+# Dynamo takes no sparse tensors: what is compiled calls this between two graphs.
+_uncompiled_loss = torch.compiler.disable(autograd.linear_loss)
 
 
 def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -113,41 +106,19 @@ def linear_binary_cross_entropy(
             label_smoothing=label_smoothing,
             chunk_bytes=chunk_bytes,
         )
-    _check_types(
-        {"input": input, "linear_weight": linear_weight, "target": target},
-        {"linear_bias": linear_bias, "weight": weight, "pos_weight": pos_weight},
-    )
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"{_OP}: expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
-    if is_dtensor(input) or is_dtensor(linear_weight):
-        return binary_cross_entropy_with_logits(
-            F.linear(input, linear_weight, linear_bias),
-            target,
-            weight,
-            reduction=reduction,
-            pos_weight=pos_weight,
-            label_smoothing=label_smoothing,
-            ignore_index=ignore_index,
-        )
-    values, crow_indices, col_indices = _parts(input, linear_weight, target)
-    tensors = input, linear_weight, linear_bias, values, crow_indices, col_indices, weight, pos_weight
-    options = _REDUCTIONS[reduction], label_smoothing or 0.0, ignore_index, chunk_bytes
-    if not torch.compiler.is_compiling():
-        return linear_ops.linear_bce(*tensors, *options, None)
-    return _compiled(tensors, options)
-
-
-def _compiled(tensors: tuple[Any, ...], options: tuple[object, ...]) -> Tensor:
-    """What torch.compile captures: autocast's casts outside of the Function, so that autograd sees them."""
-    input, _, _, target, _, _, weight, pos_weight = tensors
-    dtype = None
-    if torch.is_autocast_enabled(input.device.type):
-        low = torch.get_autocast_dtype(input.device.type)
-        dtype = torch.double if target.dtype == torch.double else torch.float
-        layer = (t if t is None or t.dtype == torch.double else t.to(low) for t in tensors[:3])
-        tensors = (*layer, *tensors[3:])
-    if not torch.is_grad_enabled():  # the Function would compute gradients that nobody can ask for
-        return linear_ops.linear_bce(*tensors, *options, dtype)
-    if any(t is not None and t.requires_grad for t in (target, weight, pos_weight)):
-        return linear_ops.composed(*tensors, *options, dtype)
-    return LinearBinaryCrossEntropy.apply(*tensors, *options, dtype)
+    options = Options(label_smoothing or 0.0, ignore_index)
+    parts: tuple[Any, ...] = ()  # not known as long as target is not seen to be a tensor
+    try:
+        parts = _parts(input, linear_weight, target)
+        layer = input, linear_weight, linear_bias
+        loss = autograd.linear_loss if parts[1] is None else _uncompiled_loss
+        return loss(layer, parts, weight, pos_weight, REDUCTIONS[reduction], chunk_bytes, options)
+    except Exception as error:
+        refusal = error
+    check_reduction(_OP, reduction)
+    required: dict[str, object] = {"input": input, "linear_weight": linear_weight, "target": target}
+    checks.tensors(_OP, required, linear_bias=linear_bias, weight=weight, pos_weight=pos_weight)
+    if parts:
+        rest: tuple[Any, ...] = (weight, pos_weight, None, ops.SUM, chunk_bytes, *options)
+        checks.layer(input, linear_weight, linear_bias, *parts, *rest)
+    raise refusal

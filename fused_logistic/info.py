@@ -31,7 +31,7 @@ _TOLERANCE = 2e-7  # relative, in fp32: 3 ulp are 1.8e-7
 
 def _lines() -> Iterator[tuple[str, str]]:
     yield "fused_logistic", f"{__version__}, {_C.__file__}"
-    yield "torch", f"{torch.__version__} (built against {_C.TORCH_VERSION})"
+    yield "torch", torch.__version__
     yield "compiler", _C.COMPILER
     built, supported = _C.isas_built(), _C.isas_supported()
     names = [name if name in supported else f"{name} (not on this CPU)" for name in built]
@@ -52,10 +52,14 @@ def _lines() -> Iterator[tuple[str, str]]:
 def _check(name: str, device: str) -> list[str]:
     """What is wrong with the loss and the gradient of known logits on a device; nothing if all is well."""
     logits, target, *expected = torch.tensor(_KNOWN, dtype=torch.float64).unbind(1)
-    options = (None, None, None, ops.NONE, 0.0, None)
+    absent = (None,) * 4
     for dtype in (torch.float64, torch.float32):
         z, y = logits.to(device, dtype), target.to(device, dtype)
-        results = ops.bce(z, y, *options, None), ops.bce_backward(torch.ones_like(z), z, y, *options, ops.LOGITS)
+        one = torch.ones_like(z)
+        results = (
+            ops.bce(z, y, *absent, ops.NONE, dtype),
+            ops.bce_backward(one, z, y, *absent, ops.NONE, ops.LOGITS),
+        )
         for what, result, truth in zip(("loss", "gradient"), results, expected, strict=True):
             close = torch.isclose(result.double().cpu(), truth, rtol=_TOLERANCE, atol=0)
             if not close.all():
@@ -67,8 +71,8 @@ def _results() -> list[torch.Tensor]:
     """A loss with its gradient in every dtype, over several chunks and a tail."""
     logits = torch.linspace(-90, 90, 3 * _C.CHUNK + 77, dtype=torch.float64)
     target = torch.arange(logits.numel()) % 2 == 0
-    options = (None, None, None, ops.MEAN, 0.0, None, torch.float64)
-    return [result for t in _DTYPES[1:] for result in ops.bce_with_grad(logits.to(t), target, *options)]
+    rest = (*(None,) * 4, ops.MEAN, torch.float64)
+    return [result for t in _DTYPES[1:] for result in ops.bce_with_grad(logits.to(t), target, *rest)]
 
 
 def self_check() -> list[str]:

@@ -1,8 +1,8 @@
 """DTensor: how each op is computed on shards, and the mean over shards of different sizes.
 
 Elementwise results are sharded as the logits are, along any dimension; a sum over shards is a partial sum. A mean of
-local means would be wrong where the shards have different sizes, so the ops' own mean runs on replicated operands only,
-and :func:`mean` makes it from the sum over the global number of elements, without gathering anything.
+local means would be wrong where the shards have different sizes, so a mean is given the number of elements of all
+shards, by which each shard divides: a partial sum again, and nothing is gathered.
 
 ``torch.distributed.tensor`` is not imported here: where nobody has, there are no DTensors.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,40 +29,32 @@ def is_dtensor(tensor: Tensor) -> bool:
     return True
 
 
-def mean(
-    input: Tensor,
+def reduced(
+    loss: Callable[..., Tensor],
+    input: Any,
     target: Tensor,
     weight: Tensor | None,
     pos_weight: Tensor | None,
     mask: Tensor | None,
-    label_smoothing: float,
-    ignore_index: int | None,
-    dtype: torch.dtype | None = None,
-    *focal: float | None,
+    count: Any,
+    reduction: int,
+    dtype: torch.dtype,
+    *options: Any,
 ) -> Tensor:
-    """The mean loss of sharded logits: a partial sum on each device, over the number of elements of all of them.
+    """``loss`` of sharded logits, given the number of elements of all shards.
 
-    Of elements that are masked out or ignored only their number goes from device to device.
+    Of elements that are masked out or ignored only their number goes from device to device. What the shards add up is
+    rounded to ``dtype`` once, at the end.
     """
-    if dtype is None:
-        dtype = target.dtype if target.is_floating_point() else input.dtype
-        if dtype != torch.double and torch.is_autocast_enabled(input.device.type):
-            dtype = torch.float
-    summed = torch.double if dtype == torch.double else torch.float  # a sum in half precision would overflow
-    total = ops.bce(input, target, weight, pos_weight, mask, ops.SUM, label_smoothing, ignore_index, summed, *focal)
-    if mask is None and ignore_index is None:
-        return (total / input.numel()).to(dtype)
-    count = _count(input, target, mask, ignore_index)
-    # nothing left: NaN, but gradients of 0, as from the ops' own mean
-    return (total / count.clamp(min=1) + 0.0 / count).to(dtype)
+    from torch.distributed.tensor import Replicate, full
 
-
-def _count(input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor:
-    """The number of elements, on all devices, that are neither masked out nor ignored."""
-    from torch.distributed.tensor import Replicate
-
-    count: Any = ops.kept_elements(input, target, mask, ignore_index).sum()
-    return count.redistribute(placements=[Replicate()] * count.device_mesh.ndim)
+    replicated = [Replicate()] * input.device_mesh.ndim
+    if count is not None:
+        count = count.redistribute(placements=replicated)
+    elif reduction == ops.MEAN:
+        count = full((), input.numel(), dtype=torch.float64, device_mesh=input.device_mesh, placements=replicated)
+    summed = dtype if dtype == torch.float64 else torch.float32
+    return loss(input, target, weight, pos_weight, mask, count, reduction, summed, *options).to(dtype)
 
 
 def _operand(spec: Any, ndim: int, dim: int) -> Any:
@@ -95,34 +87,40 @@ def register() -> None:
     def elementwise(dim: int | None) -> Any:
         return Replicate() if dim is None else Shard(dim)
 
-    def reduced(dim: int | None) -> Any:
+    def summed(dim: int | None) -> Any:
         return Replicate() if dim is None else Partial("sum")
+
+    def cases(operands: Sequence[Any], reduction: int) -> list[tuple[int | None, list[Any]]]:
+        # a mean over shards has to know the number of elements of all of them
+        return _placements(operands, reduction != ops.MEAN or operands[5] is not None)
 
     @register_sharding(ops.bce)
     def bce(*args: Any) -> list[Any]:
-        operands, reduction = args[:5], args[5]
-        output = elementwise if reduction == ops.NONE else reduced
-        cases = _placements(operands, reduction != ops.MEAN)
-        return [([output(dim)], [*placed, *[None] * (len(args) - 5)]) for dim, placed in cases]
+        output = elementwise if args[6] == ops.NONE else summed
+        rest = [None] * (len(args) - 6)
+        return [([output(dim)], [*placed, *rest]) for dim, placed in cases(args[:6], args[6])]
 
     @register_sharding(ops.bce_with_grad)
     def bce_with_grad(*args: Any) -> list[Any]:
-        cases = _placements(args[:5], args[5] != ops.MEAN)
-        return [([reduced(dim), elementwise(dim)], [*placed, *[None] * (len(args) - 5)]) for dim, placed in cases]
+        rest = [None] * (len(args) - 6)
+        return [([summed(dim), elementwise(dim)], [*placed, *rest]) for dim, placed in cases(args[:6], args[6])]
 
     @register_sharding(ops.bce_backward)
     def bce_backward(grad_output: Any, *args: Any) -> list[Any]:
-        operands, reduction = args[:5], args[5]
-        ndim = len(operands[0].shape)
-        result = []
-        for dim, placed in _placements(operands, reduction != ops.MEAN):
+        ndim, rest, result = len(args[0].shape), [None] * (len(args) - 6), []
+        for dim, placed in cases(args[:6], args[6]):
             grad = Replicate() if dim is None else _operand(grad_output, ndim, dim)
-            result.append(([elementwise(dim)], [grad, *placed, *[None] * (len(args) - 5)]))
+            result.append(([elementwise(dim)], [grad, *placed, *rest]))
         return result
 
-    @register_sharding(ops.scale_)
-    def scale_(self: Any, factor: Any) -> list[Any]:
-        return [([], [elementwise(dim), Replicate()]) for dim in (None, *range(len(self.shape)))]
+    @register_sharding(ops.bce_backward_)
+    def bce_backward_(grad_logits: Any, grad_output: Any, *args: Any) -> list[Any]:
+        rest = [None] * (len(args) - 6)
+        return [([], [elementwise(dim), Replicate(), *placed, *rest]) for dim, placed in cases(args[:6], args[6])]
+
+    @register_sharding(ops.bce_count)
+    def bce_count(target: Any, mask: Any, ignore_index: Any) -> list[Any]:
+        return [([summed(dim)], [*placed, None]) for dim, placed in _placements([target, mask], True)]
 
     # Which optional operands are there decides what the rules return, so it belongs to the key that DTensor caches
     # them under. By default that begins at the first int argument.
@@ -130,5 +128,5 @@ def register() -> None:
     from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
 
     propagator = DTensor._op_dispatcher.sharding_propagator
-    for op in (ops.bce, ops.bce_with_grad, ops.bce_backward):
+    for op in (ops.bce, ops.bce_with_grad, ops.bce_backward, ops.bce_backward_, ops.bce_count):
         propagator.op_to_schema_info[op] = RuntimeSchemaInfo(static_argnum=0, needs_pytree=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fused_logistic import _C
+from fused_logistic import _C, autograd, layer, ops
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -33,6 +33,38 @@ def device(request):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+def _count(target, mask, reduction, ignore_index):
+    partial = reduction == ops.MEAN and (mask is not None or ignore_index is not None)
+    return ops.bce_count(target, mask, ignore_index) if partial else None
+
+
+def loss_arguments(logits, target, weight=None, pos_weight=None, mask=None, reduction=ops.MEAN, label_smoothing=0.0,
+                   ignore_index=None, dtype=None, gamma=None, alpha=None):  # fmt: skip
+    """The arguments of ops.bce and bce_with_grad in their order, dtype and count as the public functions give them."""
+    dtype = dtype or autograd.loss_dtype(logits, target)
+    return (logits, target, weight, pos_weight, mask, _count(target, mask, reduction, ignore_index), reduction, dtype,
+            label_smoothing, ignore_index, gamma, alpha)  # fmt: skip
+
+
+def grad_arguments(logits, target, weight=None, pos_weight=None, mask=None, reduction=ops.MEAN, label_smoothing=0.0,
+                   ignore_index=None, wrt=ops.LOGITS, gamma=None, alpha=None):  # fmt: skip
+    """Those of ops.bce_backward after grad_output."""
+    return (logits, target, weight, pos_weight, mask, _count(target, mask, reduction, ignore_index), reduction, wrt,
+            label_smoothing, ignore_index, gamma, alpha)  # fmt: skip
+
+
+def layer_arguments(input, linear_weight, linear_bias, target, crow=None, col=None, weight=None, pos_weight=None,
+                    reduction=ops.MEAN, label_smoothing=0.0, ignore_index=None, chunk_bytes=None, dtype=None,
+                    output_mask=None, backward=False):  # fmt: skip
+    """Those of linear_bce; with ``output_mask`` of linear_bce_with_grad or, ``backward``, of linear_bce_backward."""
+    dtype, count = dtype or autograd.loss_dtype(input, target), None
+    if reduction == ops.MEAN and ignore_index is not None:
+        count = layer.count(input, linear_weight, target, crow, col, ignore_index)
+    last = (*([] if backward else [dtype]), *([] if output_mask is None else [output_mask]))
+    return (input, linear_weight, linear_bias, target, crow, col, weight, pos_weight, count, reduction, chunk_bytes,
+            *last, label_smoothing, ignore_index)  # fmt: skip
 
 
 def first_requires_grad(arguments: tuple, asked: bool) -> tuple:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import same_bits
+from conftest import grad_arguments, loss_arguments, same_bits
 
 from fused_logistic import _C
 
@@ -111,7 +111,7 @@ def place(memory: Memory, tensor: torch.Tensor, offset: int) -> int:
 
 
 def operand(memory: Memory, tensor: torch.Tensor | None, shape: torch.Size, offset: int) -> Operand:
-    """A scalar, full, [columns] or [rows, 1] tensor, as csrc/iteration.cpp describes it."""
+    """A scalar, full, [columns] or [rows, 1] tensor, as csrc/tensors.cpp describes it."""
     if tensor is None:
         return Operand(0, CODES[torch.float32], 1, 1)
     inner = shape[-1] if tensor.dim() == 2 and tensor.shape[1] == 1 and tensor.numel() > 1 else 1
@@ -232,14 +232,15 @@ def on_cpu(output, logits, target, weight=None, pos_weight=None, mask=None, grad
     options, focal = (label_smoothing, ignore_index), (gamma, alpha)
     reduction = 1 if mean else 2
     if output == Output.LossSum:
-        result.sum = ops.bce(*shared, reduction, *options, torch.float64, *focal)
+        result.sum = ops.bce(*loss_arguments(*shared, reduction, *options, torch.float64, *focal))
     elif output == Output.LossSumAndGrad:
-        result.sum, result.out = ops.bce_with_grad(*shared, reduction, *options, torch.float64, *focal)
+        result.sum, result.out = ops.bce_with_grad(*loss_arguments(*shared, reduction, *options, torch.float64, *focal))
     elif output == Output.Loss:
-        result.out = ops.bce(*shared, 0, *options, logits.dtype, *focal)
+        result.out = ops.bce(*loss_arguments(*shared, 0, *options, logits.dtype, *focal))
     else:
         wrt = output - Output.GradLogits
-        result.out = ops.bce_backward(grad_output, *shared, reduction if mean else 0, *options, wrt, *focal)
+        arguments = grad_arguments(*shared, reduction if mean else 0, *options, wrt, *focal)
+        result.out = ops.bce_backward(grad_output, *arguments)
     return result
 
 

@@ -9,10 +9,11 @@ import functools
 import itertools
 
 import torch
+from conftest import layer_arguments, loss_arguments
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
-import fused_logistic  # noqa: F401  (its ops)
+from fused_logistic.autograd import BinaryCrossEntropyWithLogits, LinearBinaryCrossEntropy
 
 DEVICE = "copies"
 aten = torch.ops.aten
@@ -94,8 +95,8 @@ def losses():
     count = 0
     for (weight, pos_weight), mask, reduction, smoothing, ignored, gamma in options:
         target = y if ignored is None else (y > 0.5).long()
-        rest = target, weight, pos_weight, mask, reduction, smoothing, ignored, None, gamma, None
-        compare(torch.ops.fused_logistic.bce, [z], *rest)
+        rest = target, weight, pos_weight, mask, reduction, smoothing, ignored, None, gamma
+        compare(lambda *given: BinaryCrossEntropyWithLogits.apply(*loss_arguments(*given)), [z], *rest)
         count += 1
     return count
 
@@ -114,7 +115,8 @@ def layers():
             target = target if ignored is None else (target > 0.5).long()
             indices = (crow, col.clamp_max(labels - 1)) if sparse else (None, None)
             rest = target, *indices, weight, pos_weight, reduction, smoothing, ignored, chunk, None
-            compare(torch.ops.fused_logistic.linear_bce, [x, w[0] if labels is None else w, bias], *rest)
+            leaves = [x, w[0] if labels is None else w, bias]
+            compare(lambda *given: LinearBinaryCrossEntropy.apply(*layer_arguments(*given)), leaves, *rest)
             count += 1
     return count
 

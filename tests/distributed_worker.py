@@ -122,10 +122,10 @@ def raw_ops(mesh, reduction, placement):
     z, y, _, p = operands("pos_weight")
     z, y = (distribute_tensor(t, mesh, [PLACEMENTS[placement]]) for t in (z, y))
     p = distribute_tensor(p, mesh, [Replicate()])
-    loss, grad = ops.bce_with_grad(z, y, None, p, None, reduction, 0.0, None, None)
+    loss, grad = ops.bce_with_grad(z, y, None, p, None, None, reduction, torch.double)
     one = distribute_tensor(torch.ones((), dtype=torch.double), mesh, [Replicate()])
-    again = ops.bce_backward(one, z, y, None, p, None, reduction, 0.0, None, ops.LOGITS)
-    return [whole(t) for t in (ops.bce(z, y, None, p, None, reduction, 0.0, None, None), loss, grad, again)]
+    again = ops.bce_backward(one, z, y, None, p, None, None, reduction, ops.LOGITS)
+    return [whole(t) for t in (ops.bce(z, y, None, p, None, None, reduction, torch.double), loss, grad, again)]
 
 
 def ddp(mesh, rank):

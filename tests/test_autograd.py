@@ -8,6 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import fused_logistic as fl
 from fused_logistic import ops, reference
 from fused_logistic.autograd import BinaryCrossEntropyWithLogits
+from tests.conftest import grad_arguments, loss_arguments
 
 REDUCTIONS = ["none", "mean", "sum"]
 WEIGHTS = ["plain", "weight", "pos_weight", "both"]
@@ -69,7 +70,7 @@ def test_gradcheck(reduction, weights):
 @pytest.mark.parametrize("reduction", [ops.NONE, ops.MEAN, ops.SUM])
 def test_gradcheck_of_the_python_function(reduction, weights):
     def function(*tensors):
-        return BinaryCrossEntropyWithLogits.apply(*tensors, None, reduction, 0.0, None, None)
+        return BinaryCrossEntropyWithLogits.apply(*loss_arguments(*tensors, None, reduction))
 
     assert gradcheck(function, operands(weights))
     assert gradgradcheck(function, operands(weights))
@@ -86,7 +87,7 @@ def test_gradcheck_of_the_ops_with_every_option(reduction, options, weights):
     mask = torch.rand(4, 3) < 0.7 if masked else None
 
     def function(*tensors):
-        return ops.bce(*tensors, mask, reduction, smoothing, ignore_index, None)
+        return ops.bce(*loss_arguments(*tensors, mask, reduction, smoothing, ignore_index))
 
     fixed = target.detach() if ignore_index is not None else target  # a perturbed target is no longer the ignored value
     assert gradcheck(function, (logits, fixed, weight, pos_weight))
@@ -98,15 +99,16 @@ def test_gradcheck_of_the_ops_with_every_option(reduction, options, weights):
 def test_opcheck(reduction, weights):
     for requires_grad in (False, True):
         tensors = operands(weights, requires_grad=requires_grad)
-        torch.library.opcheck(ops.bce, (*tensors, None, reduction, 0.1, None, None))
+        torch.library.opcheck(ops.bce, loss_arguments(*tensors, None, reduction, 0.1))
         grad_output = (
             torch.rand(4, 3, dtype=torch.double) if reduction == ops.NONE else torch.rand((), dtype=torch.double)
         )
         for wrt in range(4) if weights == "both" else range(2):
-            torch.library.opcheck(ops.bce_backward, (grad_output, *tensors, None, reduction, 0.1, None, wrt))
+            torch.library.opcheck(
+                ops.bce_backward, (grad_output, *grad_arguments(*tensors, None, reduction, 0.1, None, wrt))
+            )
         if reduction != ops.NONE:
-            torch.library.opcheck(ops.bce_with_grad, (*tensors, None, reduction, 0.0, None, None))
-    torch.library.opcheck(ops.scale_, (torch.rand(5), torch.tensor(2.0)))
+            torch.library.opcheck(ops.bce_with_grad, loss_arguments(*tensors, None, reduction))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -137,9 +139,7 @@ def test_loss_scaling_keeps_the_digits(dtype, compiled):
     target = torch.randint(0, 2, (n,)).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         if compiled:
-            loss = BinaryCrossEntropyWithLogits.apply(
-                logits, target, None, None, None, ops.MEAN, 0.0, None, torch.float32
-            )
+            loss = BinaryCrossEntropyWithLogits.apply(*loss_arguments(logits, target, dtype=torch.float32))
         else:
             loss = fl.binary_cross_entropy_with_logits(logits, target)
     (loss * scale).backward()

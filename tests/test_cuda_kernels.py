@@ -1,4 +1,4 @@
-"""The CUDA kernels, executed as PTX in an interpreter (tests/ptx), against the CPU kernels: every bit is equal.
+"""The CUDA kernels, executed as PTX in an interpreter (tools/ptx), against the CPU kernels: every bit is equal.
 
 Arithmetic, memory accesses, races and barriers are those of the PTX that nvcc emits. Nothing here ran on a GPU: neither
 speed nor what ptxas makes of the PTX has been seen.
@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import same_bits
+from conftest import loss_arguments, same_bits
 from cuda_kernels import (
     CODES,
     COLUMNS,
@@ -196,7 +196,7 @@ def test_sums_in_every_type(kernels, result):
     for n in (1000, 9000):
         logits, target = make_logits((1, n), torch.float32), make_target((1, n), torch.float32)
         got = run(kernels, Output.LossSum, logits, target, mean=True, result_dtype=result).sum
-        expected = torch.ops.fused_logistic.bce(logits, target, None, None, None, 1, 0.0, None, result)
+        expected = torch.ops.fused_logistic.bce(*loss_arguments(logits, target, dtype=result))
         assert same_bits(got.reshape(()), expected)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fused_logistic import _C, ops
-from tests.conftest import same_bits
+from tests.conftest import grad_arguments, loss_arguments, same_bits
 
 TYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
@@ -18,7 +18,8 @@ def elements(logits, target, **options):
     tensors = (logits, target, options.get("weight"), options.get("pos_weight"), options.get("mask"))
     rest = (ops.NONE, options.get("label_smoothing", 0.0), options.get("ignore_index"))
     one = torch.ones((), dtype=logits.dtype)
-    return ops.bce(*tensors, *rest, None), ops.bce_backward(one, *tensors, *rest, ops.LOGITS)
+    loss = ops.bce(*loss_arguments(*tensors, *rest))
+    return loss, ops.bce_backward(one, *grad_arguments(*tensors, *rest))
 
 
 def ulps(got: np.ndarray, exact: list, scale: list | None = None) -> np.ndarray:
@@ -121,7 +122,7 @@ def test_same_sums_on_every_isa_and_thread_count(dtype, isa):
     try:
         for n in SIZES:
             logits, target = torch.randn(n).to(dtype), torch.rand(n).to(dtype)
-            args = (None, None, None, ops.SUM, 0.0, None, torch.float64)
+            args = (None, None, None, None, ops.SUM, torch.float64)
             results = []
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
@@ -180,7 +181,7 @@ def test_what_is_left_out_does_not_leak(isa):
     mask = torch.tensor([False, True, False, True])
     loss, grad = elements(logits, target, mask=mask, ignore_index=-100)
     assert loss[[0, 2, 3]].tolist() == [0, 0, 0] == grad[[0, 2, 3]].tolist()
-    mean = ops.bce(logits, target, None, None, mask, ops.MEAN, 0.0, -100, None)
+    mean = ops.bce(*loss_arguments(logits, target, mask=mask, ignore_index=-100))
     assert mean.item() == loss[1].item()
 
 

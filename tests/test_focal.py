@@ -12,7 +12,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import fused_logistic as fl
 from fused_logistic import ops, reference
-from tests.conftest import same_bits
+from tests.conftest import grad_arguments, loss_arguments, same_bits
 
 REDUCTIONS = ["none", "mean", "sum"]
 
@@ -96,7 +96,7 @@ def test_all_options_of_the_op(reduction):
     enum = REDUCTIONS.index(reduction)
 
     def ours(logits, target, weight, pos_weight):
-        return ops.bce(logits, target, weight, pos_weight, mask, enum, 0.2, -1, None, 1.5, 0.3)
+        return ops.bce(*loss_arguments(logits, target, weight, pos_weight, mask, enum, 0.2, -1, None, 1.5, 0.3))
 
     def composed(logits, target, weight, pos_weight):
         y = target.where(kept, 0) * 0.8 + 0.1
@@ -165,9 +165,11 @@ def test_opcheck_and_export():
     logits, target = problem()
     tensors = (logits.requires_grad_(), target, None, None, None)
     one = torch.ones((), dtype=torch.double)
-    torch.library.opcheck(ops.bce, (*tensors, ops.MEAN, 0.0, None, None, 2.0, 0.25))
-    torch.library.opcheck(ops.bce_with_grad, (*tensors, ops.SUM, 0.0, None, None, 1.5, None))
-    torch.library.opcheck(ops.bce_backward, (one, *tensors, ops.NONE, 0.0, None, ops.TARGET, 1.5, 0.25))
+    torch.library.opcheck(ops.bce, loss_arguments(*tensors, ops.MEAN, gamma=2.0, alpha=0.25))
+    torch.library.opcheck(ops.bce_with_grad, loss_arguments(*tensors, ops.SUM, gamma=1.5))
+    torch.library.opcheck(
+        ops.bce_backward, (one, *grad_arguments(*tensors, ops.NONE, 0.0, None, ops.TARGET, 1.5, 0.25))
+    )
 
     class Loss(torch.nn.Module):
         def forward(self, z, y):
@@ -185,7 +187,8 @@ def test_target_gradient_at_hard_targets(y, gamma, isa):
     target = torch.full((7,), float(y), dtype=torch.double)
     one = torch.ones((), dtype=torch.double)
     got = ops.bce_backward(
-        one, torch.tensor(logits, dtype=torch.double), target, None, None, None, 0, 0.0, None, ops.TARGET, gamma
+        one,
+        *grad_arguments(torch.tensor(logits, dtype=torch.double), target, reduction=0, wrt=ops.TARGET, gamma=gamma),
     )
     with mpmath.workdps(60):
         for value, z in zip(got.tolist(), map(mpmath.mpf, logits), strict=True):
@@ -306,7 +309,7 @@ def test_errors(arguments, options, error, message, requires_grad):
 
 def test_alpha_needs_gamma():
     with pytest.raises(ValueError, match="alpha between 0 and 1, and gamma with it"):
-        ops.bce(torch.ones(3), torch.ones(3), None, None, None, ops.MEAN, 0.0, None, None, None, 0.5)
+        ops.bce(*loss_arguments(torch.ones(3), torch.ones(3), alpha=0.5))
 
 
 def test_one_pass_and_its_options():

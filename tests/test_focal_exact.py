@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fused_logistic import _C, ops, reference
-from tests.conftest import same_bits
+from tests.conftest import grad_arguments, loss_arguments, same_bits
 from tests.test_exact import TYPES, logits_of_every_binade, ulps
 
 GAMMAS = [0.0, 0.3, 0.5, 1.0, 1.5, 2.0, 2.7, 5.0]
@@ -19,8 +19,8 @@ def elements(logits, target, gamma, alpha=None, weight=None, pos_weight=None, ma
     tensors, one = (logits, target, weight, pos_weight, mask), torch.ones((), dtype=logits.dtype)
     options = (ops.NONE, smoothing, ignored)
     return (
-        ops.bce(*tensors, *options, None, gamma, alpha),
-        ops.bce_backward(one, *tensors, *options, ops.LOGITS, gamma, alpha),
+        ops.bce(*loss_arguments(*tensors, *options, None, gamma, alpha)),
+        ops.bce_backward(one, *grad_arguments(*tensors, *options, ops.LOGITS, gamma, alpha)),
     )
 
 
@@ -99,10 +99,11 @@ def test_same_bits_on_every_isa(dtype, soft, isa):
         for tensors_, options in ((tensors, (0.1, -100)), ((logits, target, None, None, None), (0.0, None))):
             for gamma, alpha in ((2.0, 0.25), (0.3, None)):
                 for reduction in (ops.NONE, ops.MEAN):
-                    found.append(ops.bce(*tensors_, reduction, *options, torch.double, gamma, alpha))
-                found += ops.bce_with_grad(*tensors_, ops.SUM, *options, torch.double, gamma, alpha)
+                    found.append(ops.bce(*loss_arguments(*tensors_, reduction, *options, torch.double, gamma, alpha)))
+                found += ops.bce_with_grad(*loss_arguments(*tensors_, ops.SUM, *options, torch.double, gamma, alpha))
                 for wrt in range(4 if tensors_ is tensors else 2):
-                    found.append(ops.bce_backward(one, *tensors_, ops.NONE, *options, wrt, gamma, alpha))
+                    arguments = grad_arguments(*tensors_, ops.NONE, *options, wrt, gamma, alpha)
+                    found.append(ops.bce_backward(one, *arguments))
         return found
 
     got = run()
@@ -113,10 +114,10 @@ def test_same_bits_on_every_isa(dtype, soft, isa):
 
 def test_gamma_0_is_the_plain_loss(isa):
     logits, target = 5 * torch.randn(3_000), torch.rand(3_000).round(decimals=1)
-    plain = (None, None, None, ops.NONE, 0.0, None)
+    plain = (logits, target, None, None, None, ops.NONE)
     loss, grad = elements(logits, target, 0.0)
-    assert same_bits(loss, ops.bce(logits, target, *plain, None))
-    assert same_bits(grad, ops.bce_backward(torch.ones(()), logits, target, *plain, ops.LOGITS))
+    assert same_bits(loss, ops.bce(*loss_arguments(*plain)))
+    assert same_bits(grad, ops.bce_backward(torch.ones(()), *grad_arguments(*plain)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -134,6 +135,6 @@ def test_special_values(dtype, isa):
         loss, grad = elements(z[:4], y[:4], gamma)
         assert loss.tolist() == [0, 0, inf, inf] and grad.tolist() == [0, 0, 1, -1]
         target_grad = ops.bce_backward(
-            torch.ones((), dtype=dtype), z[:2], y[:2], None, None, None, 0, 0.0, None, 1, gamma
+            torch.ones((), dtype=dtype), *grad_arguments(z[:2], y[:2], reduction=ops.NONE, wrt=ops.TARGET, gamma=gamma)
         )
         assert not target_grad.isnan().any()

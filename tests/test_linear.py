@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 import fused_logistic as fl
-from fused_logistic import _C, linear_ops
+from fused_logistic import _C, ops
 from fused_logistic.autograd import LinearBinaryCrossEntropy
-from tests.conftest import DTYPES, same_bits
+from tests.conftest import DTYPES, layer_arguments, same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse")
 REDUCTIONS = ["none", "mean", "sum"]
@@ -210,7 +210,7 @@ def test_gradcheck_of_the_python_function(reduction, labels):
 
     def function(x, w, b):
         return LinearBinaryCrossEntropy.apply(
-            x, w, b, target, None, None, None, None, reduction, 0.1, None, None, torch.double
+            *layer_arguments(x, w, b, target, reduction=reduction, label_smoothing=0.1)
         )
 
     assert gradcheck(function, (x, w, b))
@@ -223,20 +223,8 @@ def test_only_what_requires_grad(labels, needs):
     x, w, b, shape = layer((5,), 4, labels)
     target = torch.rand(shape, dtype=torch.double)
     operands = [t.detach().requires_grad_(bool(need)) for t, need in zip((x, w, b), needs, strict=True)]
-    loss, *grads = torch.ops.fused_logistic.linear_bce_with_grad(
-        *(t.detach() for t in operands),
-        target,
-        None,
-        None,
-        None,
-        None,
-        1,
-        0.0,
-        None,
-        None,
-        None,
-        [bool(n) for n in needs],
-    )
+    arguments = layer_arguments(*(t.detach() for t in operands), target, output_mask=[bool(n) for n in needs])
+    loss, *grads = ops.linear_bce_with_grad(*arguments)
     assert [g.numel() > 0 for g in grads] == [bool(n) for n in needs]
     results = []
     for function in (fl.linear_binary_cross_entropy, torchs):
@@ -299,8 +287,7 @@ def test_fp16_gradients_do_not_underflow_under_a_loss_scale(labels, compiled):
     x, w, b, shape = layer((n,), 4, labels, dtype=torch.float16)
     target = torch.randint(0, 2, shape).float()
     if compiled:
-        arguments = (x, w, b, target, None, None, None, None, 1, 0.0, None, None, torch.float)
-        (LinearBinaryCrossEntropy.apply(*arguments) * scale).backward()
+        (LinearBinaryCrossEntropy.apply(*layer_arguments(x, w, b, target)) * scale).backward()
     else:
         (fl.linear_binary_cross_entropy(x, w, target, linear_bias=b) * scale).backward()
     exact = [t.detach().double().requires_grad_() for t in (x, w, b)]
@@ -322,12 +309,15 @@ def test_opcheck(reduction, labels):
     for requires_grad in (False, True):
         x, w, b, shape = layer((4,), 3, labels)
         tensors = [t.detach().requires_grad_(requires_grad) for t in (x, w, b)]
-        shared = (*tensors, torch.rand(shape).double(), None, None, None, None, reduction, 0.1, None, None, None)
-        torch.library.opcheck(linear_ops.linear_bce, shared)
+        tensors += [torch.rand(shape).double()]
+        options = {"reduction": reduction, "label_smoothing": 0.1}
+        torch.library.opcheck(ops.linear_bce, layer_arguments(*tensors, **options))
         if reduction:
-            torch.library.opcheck(linear_ops.linear_bce_with_grad, (*shared, [True, True, True]))
+            arguments = layer_arguments(*tensors, **options, output_mask=[True, True, True])
+            torch.library.opcheck(ops.linear_bce_with_grad, arguments)
+        arguments = layer_arguments(*tensors, **options, output_mask=[True, False, True], backward=True)
         grad_output = torch.rand(() if reduction else shape, dtype=torch.double)
-        torch.library.opcheck(linear_ops.linear_bce_backward, (grad_output, *shared, [True, False, True]))
+        torch.library.opcheck(ops.linear_bce_backward, (grad_output, *arguments))
 
 
 # ---- The module ---------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from fused_logistic import _C
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(fused_logistic.__file__).parent
+LIBRARIES = sorted(PACKAGE.glob("lib*.so"))  # that of the CPU first
 NO_TORCH = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n"
 # all that setup.py asks of torch, without the seconds that importing it takes
 TORCH = """import os, sys, types
@@ -64,6 +65,7 @@ def test_cuda_is_built_where_torch_and_a_toolkit_are(tmp_path):
     nvcc.chmod(0o755)
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "cuda_runtime.h").touch()
+    (tmp_path / "include" / "cuda_runtime_api.h").write_text("#define CUDART_VERSION  13000\n")
     found = {"CUDA": "13.0", "CUDA_HOME": str(tmp_path)}
     run = setup(tmp_path, TORCH, **found)
     assert f"CPU kernels, and CUDA kernels for 7.5 8.0 9.0+PTX with {nvcc}" in run.stdout, run.stderr
@@ -76,7 +78,6 @@ def test_cuda_is_built_where_torch_and_a_toolkit_are(tmp_path):
 @pytest.mark.parametrize(
     "cuda,home,why",
     [
-        ("", "/nowhere", "torch 2.99.0 is a build without CUDA"),
         ("13.0", "/nowhere", "there is no compiler at /nowhere/bin/nvcc (set CUDA_HOME)"),
         ("13.0", "", "no CUDA toolkit was found (set CUDA_HOME)"),
     ],
@@ -89,21 +90,33 @@ def test_forcing_what_cannot_be_built_is_an_error(cuda, home, why, tmp_path):
     assert f"FORCE_CUDA=1, but {why}" in run.stderr
 
 
+def test_cuda_kernels_do_not_depend_on_the_torch_that_builds_them(tmp_path):
+    run = setup(tmp_path, TORCH, CUDA="", CUDA_HOME="/nowhere")
+    assert "CPU kernels (no CUDA: torch 2.99.0 is a build without CUDA)" in run.stdout, run.stderr
+    run = setup(tmp_path, TORCH, CUDA="", CUDA_HOME="/nowhere", FORCE_CUDA="1")
+    assert "FORCE_CUDA=1, but there is no compiler at /nowhere/bin/nvcc (set CUDA_HOME)" in run.stderr
+
+
 # ---- Importing ---------------------------------------------------------------------------------------------------
 
 
-def test_another_torch_than_built_against(tmp_path):
-    run = python("-c", "import torch; torch.__version__ = '2.99.0'; import fused_logistic", path=[], cwd=tmp_path)
-    message = run.stderr.splitlines()[-1]
-    assert message.startswith(
-        f"ImportError: fused_logistic: built against torch {_C.TORCH_VERSION}, but torch 2.99.0 is imported. "
-        "Rebuild it, in a checkout:  pip install --no-build-isolation --force-reinstall --no-deps ."
-    )
+def test_torch_that_is_too_old(tmp_path):
+    run = python("-c", "import torch; torch.__version__ = '2.10.1+cpu'; import fused_logistic", path=[], cwd=tmp_path)
+    assert run.stderr.splitlines()[-2:] == [
+        "ImportError: fused_logistic: torch 2.10.1+cpu is installed, and 2.11 or newer is needed. Run:",
+        "pip install --upgrade 'torch>=2.11'",
+    ]
+
+
+def test_torch_that_is_newer(tmp_path):
+    run = python("-c", "import torch; torch.__version__ = '3.0.1a'; import fused_logistic", path=[], cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
 
 
 def test_library_that_does_not_load(tmp_path):
     copy = shutil.copytree(PACKAGE, tmp_path / "fused_logistic", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    (copy / Path(_C.__file__).name).write_bytes(b"\x7fELF but not whole")
+    for name in (LIBRARIES[0].name, Path(_C.__file__).name):
+        (copy / name).write_bytes(b"\x7fELF but not whole")
     run = python("-c", "import fused_logistic", path=[tmp_path], cwd=tmp_path)
     assert (
         f"ImportError: fused_logistic: its compiled library does not load with torch {torch.__version__}" in run.stderr
@@ -143,12 +156,37 @@ def test_version_stands_in_one_place():
     assert places == ["fused_logistic/version.py"]
 
 
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_nothing_but_the_stable_abi_of_torch_is_used(library):
+    """So that one binary serves every torch: what torch has to have is C functions, by names without C++'s mangling."""
+    command = ["nm", "--dynamic", "--undefined-only", "--format=just-symbols", library]
+    undefined = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    torchs = [name for name in undefined if re.search(r"at(en)?|c10|torch", name)]
+    assert len(torchs) > 20
+    assert [name for name in torchs if name.startswith("_Z") and not name.startswith("_ZN14fused_logistic")] == []
+    needed = subprocess.run(["readelf", "-dW", library], capture_output=True, text=True, check=True).stdout
+    assert "libtorch_python" not in needed and "libcudart" not in needed and "libpython" not in needed
+
+
+def test_the_ops_without_the_package(tmp_path):
+    """As another program would load them: the library alone, no Python of ours."""
+    code = f"""
+import sys, torch
+torch.ops.load_library({str(LIBRARIES[0])!r})
+z, y = torch.tensor([0.0, 20.0]), torch.tensor([1.0, 0.0])
+loss, grad = torch.ops.fused_logistic.bce_with_grad(z, y, None, None, None, None, 2, torch.float64)
+print(round(loss.item(), 6), grad.tolist(), "fused_logistic" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout == "20.693147 [-0.5, 1.0] False\n"
+
+
 @pytest.mark.skipif("avx2" not in _C.isas_built(), reason="no x86-64 build")
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="binutils are missing")
 def test_wide_registers_only_where_the_cpu_was_asked():
     """On a CPU without AVX nothing but the kernels for AVX may use it: code that is shared, such as a std:: template
     that avx2.cpp and another file both instantiate, may have been taken from the file built for AVX."""
-    listing = subprocess.run(["objdump", "-d", "--no-show-raw-insn", _C.__file__], stdout=subprocess.PIPE, text=True)
+    listing = subprocess.run(["objdump", "-d", "--no-show-raw-insn", LIBRARIES[0]], stdout=subprocess.PIPE, text=True)
     wide, function = set(), ""
     for line in listing.stdout.splitlines():
         if line.endswith(">:"):
@@ -157,7 +195,7 @@ def test_wide_registers_only_where_the_cpu_was_asked():
             wide.add(function)
     # Symbols that are not shared with other files come after the FILE they belong to.
     file, origin = "", {}
-    symbols = subprocess.run(["readelf", "-sW", _C.__file__], stdout=subprocess.PIPE, text=True).stdout
+    symbols = subprocess.run(["readelf", "-sW", LIBRARIES[0]], stdout=subprocess.PIPE, text=True).stdout
     for fields in map(str.split, symbols.splitlines()):
         if len(fields) == 8 and fields[3] == "FILE":
             file = fields[7]

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import fused_logistic as fl
 from fused_logistic.autograd import BinaryCrossEntropyWithLogits
 from tests.against_torch import REDUCTIONS, assert_same, cases, compare, losses, operands, rand, scalar
+from tests.conftest import loss_arguments
 
 # ---- One transform -------------------------------------------------------------------------------
 
@@ -225,9 +226,7 @@ def test_gradient_penalty_of_a_model(function):
     if function == "eager":
         compare(transform)
     else:
-        ours = transform(
-            lambda a, b: BinaryCrossEntropyWithLogits.apply(a, b, None, None, None, 1, 0.0, None, None), (z, y)
-        )
+        ours = transform(lambda a, b: BinaryCrossEntropyWithLogits.apply(*loss_arguments(a, b)), (z, y))
         assert_same(ours, transform(F.binary_cross_entropy_with_logits, (z, y)))
 
 

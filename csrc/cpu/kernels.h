@@ -51,8 +51,8 @@ struct Isa {
   LinearKernel* linear;
 };
 constexpr int kMaxIsas = 3;
-extern const Isa isas[kMaxIsas];  // fastest first; a null kernel: not built
-const Isa& isa();                 // the one in use: FUSED_LOGISTIC_ISA, else the fastest that this CPU supports
-void set_isa(const char* name);   // throws std::invalid_argument for an unknown or unsupported name
+FL_API extern const Isa isas[kMaxIsas];  // fastest first; a null kernel: not built
+FL_API const Isa& isa();                 // the one in use: FUSED_LOGISTIC_ISA, else the fastest that this CPU supports
+FL_API void set_isa(const char* name);   // throws std::invalid_argument for an unknown or unsupported name
 
 }  // namespace fused_logistic

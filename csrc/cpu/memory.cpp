@@ -1,13 +1,9 @@
 #include "memory.h"
 
-#include <ATen/EmptyTensor.h>
-#include <ATen/ops/empty_strided.h>
-#include <c10/core/CPUAllocator.h>
-#include <c10/util/accumulate.h>
-
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <new>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -16,7 +12,6 @@
 namespace fused_logistic {
 namespace {
 
-constexpr size_t kLarge = size_t(1) << 20;     // smaller blocks are malloc's business, which reuses them itself
 constexpr size_t kHugePage = size_t(2) << 20;  // also the alignment of the blocks
 constexpr int kKept = 2;                       // one for each of two losses, or for a loss and a hidden gradient
 
@@ -72,50 +67,29 @@ bool keeps() {
   return value;
 }
 
-// c10::Allocator's deleter gets one pointer, so a block starts with its size, one cache line before the data.
+// Whoever releases a block has the data pointer alone, so a block starts with its size, one cache line before the data.
 constexpr size_t kHeader = 64;
-
-void release(void* context) {
-  if (context == nullptr) return;
-  if (keeps()) context = kept().put({context, *static_cast<size_t*>(context)});
-  std::free(context);
-}
-
-class Allocator final : public c10::Allocator {
- public:
-  c10::DataPtr allocate(size_t bytes) override {
-    void* block = keeps() ? kept().take(bytes) : nullptr;
-    if (block == nullptr) {
-      const size_t size = (bytes + kHeader + kHugePage - 1) / kHugePage * kHugePage;
-      block = std::aligned_alloc(kHugePage, size);
-      TORCH_CHECK_WITH(OutOfMemoryError, block != nullptr, "fused_logistic: cannot allocate ", bytes, " bytes");
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-      madvise(block, size, MADV_HUGEPAGE);  // advice: failing is harmless
-#endif
-      *static_cast<size_t*>(block) = bytes;
-    }
-    return {static_cast<char*>(block) + kHeader, block, &release, c10::Device(c10::kCPU)};
-  }
-  // The context is not the data pointer, so the simple malloc-like interface is not offered.
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
-  void copy_data(void* destination, const void* source, size_t bytes) const override {
-    default_copy_data(destination, source, bytes);
-  }
-};
 
 }  // namespace
 
-at::Tensor empty_cpu(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype) {
-  if (c10::multiply_integers(sizes) * c10::elementSize(dtype) < kLarge) {
-    return at::empty_strided(sizes, strides, at::TensorOptions().dtype(dtype));
+void* take_block(size_t bytes) {
+  void* block = keeps() ? kept().take(bytes) : nullptr;
+  if (block == nullptr) {
+    const size_t size = (bytes + kHeader + kHugePage - 1) / kHugePage * kHugePage;
+    block = std::aligned_alloc(kHugePage, size);
+    if (block == nullptr) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    madvise(block, size, MADV_HUGEPAGE);  // advice: failing is harmless
+#endif
+    *static_cast<size_t*>(block) = bytes;
   }
-  static Allocator allocator;
-  return at::detail::empty_strided_generic(sizes, strides, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
-                                           dtype);
+  return static_cast<char*>(block) + kHeader;
 }
 
-at::Tensor empty_like_cpu(const at::Tensor& like, at::ScalarType dtype) {
-  return empty_cpu(like.sizes(), like.strides(), dtype);
+void release_block(void* data) {
+  void* block = static_cast<char*>(data) - kHeader;
+  if (keeps()) block = kept().put({block, *static_cast<size_t*>(block)});
+  std::free(block);
 }
 
 void empty_cache() {

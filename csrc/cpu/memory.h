@@ -1,16 +1,19 @@
-// Memory for large elementwise results. Fresh pages cost more than computing what is written to them, and a training
-// step frees its gradient and asks for the same size again: so the last freed blocks are kept for the next request.
+// Memory for large results. Fresh pages cost more than computing what is written to them, and a training step frees its
+// gradient and asks for the same size again: so the last freed blocks are kept for the next request.
 #pragma once
-#include <ATen/core/Tensor.h>
+#include <stddef.h>
+
+#include "../problem.h"
 
 namespace fused_logistic {
 
-// As at::empty_like(like, dtype) on the CPU, large results from the kept blocks.
-at::Tensor empty_like_cpu(const at::Tensor& like, at::ScalarType dtype);
-// As at::empty_strided on the CPU, likewise.
-at::Tensor empty_cpu(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype);
+constexpr size_t kLargeBlock = size_t(1) << 20;  // smaller blocks are malloc's business, which reuses them itself
+
+void* take_block(size_t bytes);  // aligned to a cache line; throws std::bad_alloc
+void release_block(void* data);
+
 // Returns the kept blocks to the system; FUSED_LOGISTIC_CACHE=0 keeps none in the first place.
-void empty_cache();
-size_t cached_bytes();
+FL_API void empty_cache();
+FL_API size_t cached_bytes();
 
 }  // namespace fused_logistic

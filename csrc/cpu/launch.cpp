@@ -1,0 +1,124 @@
+// The CPU entry points of the losses.
+#include "launch.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../ops.h"
+#include "kernels.h"
+#include "memory.h"
+
+namespace fused_logistic {
+namespace {
+
+// Calls f with the address of a floating point tensor's first element.
+template <class F>
+void with_data(const Tensor& tensor, F f) {
+  void* const data = const_cast<void*>(tensor.const_data_ptr());
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return f(static_cast<double*>(data));
+    case ScalarType::Float:
+      return f(static_cast<float*>(data));
+    case ScalarType::Half:
+      return f(static_cast<torch::headeronly::Half*>(data));
+    case ScalarType::BFloat16:
+      return f(static_cast<torch::headeronly::BFloat16*>(data));
+    default:
+      refuse("with_data", "expected a floating point dtype");
+  }
+}
+
+struct Cpu {
+  explicit Cpu(const Tensor&) {}
+
+  Tensor empty(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, ScalarType dtype) const {
+    return empty_cpu(sizes, strides, dtype);
+  }
+  bool is_one(const Tensor& grad_output) const { return grad_output.numel() == 1 && scalar_of(grad_output) == 1; }
+
+  void run(Problem& problem, Output output, Mean mean, const Tensor* result, bool /*made_for_one*/ = false) const {
+    const double divisor = mean.count != nullptr ? *mean.count : mean.value;
+    problem.scale = 1 / divisor;
+    const double sum = fused_logistic::run(problem, output);
+    if (result != nullptr) write_scalar(sum / divisor, *result);
+  }
+};
+
+Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
+  return empty_cpu(sizes, strides, dtype);
+}
+
+}  // namespace
+
+double run(const Problem& problem, Output output) {
+  const int64_t count = chunks(problem.numel);
+  double few[64];
+  std::vector<double> many(count > 64 ? count : 0);
+  double* partials = count > 64 ? many.data() : few;
+  ChunkKernel* const kernel = isa().kernel;
+  const auto chunks_from = [&](int64_t first, int64_t last) { kernel(problem, first, last, output, partials); };
+  // a parallel region of one chunk is a microsecond of nothing
+  count == 1 ? chunks_from(0, 1) : torch::stable::parallel_for(0, count, /*grain_size=*/2, chunks_from);
+  return has_sum(output) ? ordered_sum(partials, count) : 0;
+}
+
+Tensor empty_cpu(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, ScalarType dtype) {
+  constexpr auto kCpu = torch::stable::DeviceType::CPU;
+  using torch::stable::detail::from, torch::stable::detail::to;
+  size_t bytes = aoti_torch_dtype_element_size(to<int32_t>(from(dtype)));
+  for (const int64_t size : sizes) bytes *= size_t(size);
+  if (bytes < kLargeBlock) return empty_strided(sizes, strides, dtype, kCpu);
+  void* block = nullptr;
+  try {
+    block = take_block(bytes);
+  } catch (const std::bad_alloc&) {
+    throw std::runtime_error("fused_logistic: cannot allocate " + std::to_string(bytes) + " bytes");
+  }
+  return torch::stable::from_blob(block, sizes, strides, kCpu, dtype, &release_block);
+}
+
+double scalar_of(const Tensor& tensor) {
+  double value = 0;
+  with_data(tensor, [&](auto* data) { value = double(*data); });
+  return value;
+}
+
+void write_scalar(double value, const Tensor& result) {
+  with_data(result, [&](auto* data) {
+    using T = std::remove_pointer_t<decltype(data)>;
+    if constexpr (sizeof(T) == 2) {
+      *data = T(float(value));  // as torch converts
+    } else {
+      *data = T(value);
+    }
+  });
+}
+
+Tensor scalar_tensor(double value, ScalarType dtype) {
+  const Tensor result = empty_cpu({}, {}, dtype);
+  write_scalar(value, result);
+  return result;
+}
+
+}  // namespace fused_logistic
+
+STABLE_TORCH_LIBRARY_IMPL(fused_logistic, CPU, m) {
+  using Cpu = fused_logistic::Ops<fused_logistic::Cpu>;
+  m.impl("bce", TORCH_BOX(&Cpu::bce));
+  m.impl("bce_with_grad", TORCH_BOX(&Cpu::bce_with_grad));
+  m.impl("bce_backward", TORCH_BOX(&Cpu::bce_backward));
+  m.impl("bce_backward_", TORCH_BOX(&Cpu::bce_backward_));
+  m.impl("bce_count", TORCH_BOX(&Cpu::bce_count));
+}
+STABLE_TORCH_LIBRARY_IMPL(fused_logistic, CompositeExplicitAutograd, m) {
+  m.impl("empty", TORCH_BOX(&fused_logistic::empty));
+}

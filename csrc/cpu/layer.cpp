@@ -1,0 +1,219 @@
+// The CPU entry points of the layer: the losses of a tile of its logits, in place; and a layer with one output, z = x w + b,
+// its loss and all gradients in one pass over x (linear_kernel.h). Everything around them is fused_logistic/layer.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+#include "launch.h"
+
+namespace fused_logistic {
+namespace {
+
+// ---- A tile of the logits ----------------------------------------------------------------------------------------
+
+// An operand of one row of a matrix, and how many bytes further the next row's lies.
+struct RowOperand {
+  Operand operand;
+  int64_t step = 0;
+
+  Operand at(int64_t row) const {
+    Operand result = operand;
+    if (result.data != nullptr) result.data = static_cast<const char*>(result.data) + row * step;
+    return result;
+  }
+};
+
+// A block of columns of some larger matrix: its rows are dense while it is not, so each row is a problem of its own.
+struct Rows {
+  Problem first;
+  int64_t rows = 0;
+  RowOperand logits, target, weight, pos_weight, grad_output;
+  int64_t out_step = 0;
+
+  Problem operator[](int64_t row) const {
+    Problem problem = first;
+    problem.logits = logits.at(row);
+    problem.target = target.at(row);
+    problem.weight = weight.at(row);
+    problem.pos_weight = pos_weight.at(row);
+    problem.grad_output = grad_output.at(row);
+    if (problem.out != nullptr) problem.out = static_cast<char*>(problem.out) + row * out_step;
+    return problem;
+  }
+};
+
+// The result is that of run for each row, added up in order.
+double run_rows(const Rows& rows, Output output) {
+  const int64_t per_row = chunks(rows.first.numel), count = rows.rows * per_row;
+  std::vector<double> partials(has_sum(output) ? count : 0);
+  ChunkKernel* const kernel = isa().kernel;
+  torch::stable::parallel_for(0, count, /*grain_size=*/2, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t row = begin / per_row, first = begin % per_row, last = std::min(per_row, first + end - begin);
+      kernel(rows[row], first, last, output, has_sum(output) ? partials.data() + row * per_row : nullptr);
+      begin += last - first;
+    }
+  });
+  return has_sum(output) ? ordered_sum(partials.data(), count) : 0;
+}
+
+// One row of a matrix or, where there is only one, that one for all rows.
+class RowOperands {
+ public:
+  explicit RowOperands(int64_t columns) : columns_(columns) {}
+
+  RowOperand operator()(const OptionalTensor& given) {
+    if (!given.has_value()) return {};
+    Tensor matrix = *given;
+    require(matrix.dim() == 2, "bce_tile_", "an operand is no matrix");
+    if (matrix.size(1) > 1 && matrix.stride(1) > 1) owned_.push_back(matrix = torch::stable::contiguous(matrix));
+    const bool constant = matrix.size(1) == 1 || matrix.stride(1) == 0;
+    return {{matrix.const_data_ptr(), dtype_of(matrix.scalar_type()), 1, constant ? 1 : columns_},
+            matrix.size(0) == 1 ? 0 : matrix.stride(0) * int64_t(matrix.element_size())};
+  }
+
+ private:
+  const int64_t columns_;
+  std::vector<Tensor> owned_;
+};
+
+Tensor first_row(const Tensor& matrix) {
+  Tensor self = matrix;
+  return torch::stable::narrow(self, 0, 0, 1);
+}
+
+Tensor tile_cpu(Tensor& logits, const OptionalTensor& losses, const Tensor& target, const OptionalTensor& weight,
+                const OptionalTensor& pos_weight, const OptionalTensor& grad_output, double scale, bool whole,
+                bool wants_grad, FL_OPTIONS) {
+  require(logits.dim() == 2 && logits.is_contiguous() && logits.numel() > 0, "bce_tile_", "logits are no whole matrix");
+  const Output output = losses.has_value()        ? Output::kLoss
+                        : grad_output.has_value() ? Output::kGradLogits
+                        : wants_grad              ? Output::kLossSumAndGrad
+                                                  : Output::kLossSum;
+  const Tensor& out = losses.has_value() ? *losses : logits;
+  // Of a block of columns only the first row is laid out, so that nothing is copied.
+  const auto part = [&](const OptionalTensor& t) -> OptionalTensor {
+    return whole || !t.has_value() || t->size(0) == 1 ? t : first_row(*t);
+  };
+  TensorProblem on("bce_tile_", {*part(logits), *part(target), part(weight), part(pos_weight), {}, {}},
+                   FL_GIVEN_OPTIONS);
+  if (grad_output.has_value()) on.set_grad_output(*part(grad_output));
+  on.set_out(out);
+  on.problem.scale = scale;
+  if (whole) return scalar_tensor(run(on.problem, output), ScalarType::Double);
+  RowOperands row(logits.size(1));
+  const Rows rows = {on.problem,  logits.size(0),  row(logits),      row(target),
+                     row(weight), row(pos_weight), row(grad_output), out.stride(0) * int64_t(out.element_size())};
+  return scalar_tensor(run_rows(rows, output), ScalarType::Double);
+}
+
+// ---- One output --------------------------------------------------------------------------------------------------
+
+using GradMask = std::vector<bool>;  // which of the gradients of input, linear_weight and linear_bias are asked for
+
+// The parts into which the rows are divided, by the sizes alone: enough for many threads, and few enough that their
+// sums of the weight's gradient stay small whatever the number of rows.
+int64_t rows_per_part(int64_t rows, int64_t features, int64_t element_bytes) {
+  const int64_t block = block_rows(features, element_bytes), blocks = (rows + block - 1) / block;
+  const int64_t affordable = (int64_t(8) << 20) / (std::max<int64_t>(features, 1) * int64_t(sizeof(double)));
+  const int64_t parts = std::clamp<int64_t>(affordable, 8, 256);
+  return std::max<int64_t>((blocks + parts - 1) / parts, 1) * block;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> single_cpu(const Tensor& given_input, const Tensor& linear_weight,
+                                                      const OptionalTensor& linear_bias, const Tensor& target,
+                                                      const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                                                      const OptionalTensor& grad_output, const OptionalTensor& count,
+                                                      int64_t reduction, ScalarType dtype, GradMask mask, FL_OPTIONS) {
+  const char* const op = "linear_bce_single";
+  const ScalarType type = given_input.scalar_type();
+  require(given_input.dim() == 2 && linear_weight.dim() == 1 && given_input.size(1) == linear_weight.size(0) &&
+              linear_weight.scalar_type() == type && mask.size() == 3 &&
+              (!linear_bias.has_value() || (linear_bias->numel() == 1 && linear_bias->scalar_type() == type)),
+          op, "input, linear_weight and linear_bias do not fit together");
+  const int64_t n = given_input.size(0), features = given_input.size(1);
+  const bool has_loss = !grad_output.has_value(), has_grad = mask[0] || mask[1] || mask[2];
+  const bool elements = has_loss && reduction == kNone;
+  const Tensor logits = empty_cpu({n}, {1}, type);  // never touched: the shape of the losses
+  TensorProblem on(op, {logits, target, weight, pos_weight, {}, count}, FL_GIVEN_OPTIONS);
+  require(on.problem.options.loss == Loss::kBce, op, "there is no focal loss of one output");
+  if (!has_loss) on.set_grad_output(*grad_output);
+  const double divisor = reduction != kMean ? 1 : count.has_value() ? scalar_of(*count) : double(n);
+  on.problem.scale = 1 / divisor;
+
+  const Tensor absent = empty_cpu({0}, {1}, type);
+  Tensor loss = absent, grad_input = absent, grad_weight = absent, grad_bias = absent;
+  Output output = has_loss ? (has_grad ? Output::kLossSumAndGrad : Output::kLossSum) : Output::kGradLogits;
+  if (elements) {
+    loss = empty_cpu({n}, {1}, dtype);
+    on.set_out(loss);
+    output = Output::kLoss;
+  }
+  const Tensor input =
+      given_input.stride(1) == 1 || features <= 1 ? given_input : torch::stable::contiguous(given_input);
+  const ScalarType dot_type = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const Tensor converted = torch::stable::contiguous(torch::stable::to(linear_weight, dot_type));
+  const Tensor dot_weight = empty_cpu({padded(features)}, {1}, dot_type);  // aligned, which loads like
+  std::memset(dot_weight.mutable_data_ptr(), 0, size_t(padded(features)) * dot_weight.element_size());
+  std::memcpy(dot_weight.mutable_data_ptr(), converted.const_data_ptr(), size_t(features) * converted.element_size());
+
+  LinearProblem problem;
+  problem.loss = on.problem;
+  problem.input = input.const_data_ptr();
+  problem.input_dtype = dtype_of(type);
+  problem.features = features;
+  problem.row_stride = input.stride(0);
+  problem.linear_weight = dot_weight.const_data_ptr();
+  problem.bias = linear_bias.has_value() ? scalar_of(*linear_bias) : 0;
+  problem.rows_per_part = rows_per_part(n, features, int64_t(input.element_size()));
+  const int64_t parts = (n + problem.rows_per_part - 1) / problem.rows_per_part;
+  std::vector<double> sums(2 * parts), weight_sums(mask[1] ? parts * features : 0);
+  problem.loss_and_grad_bias = sums.data();
+  if (mask[1]) problem.grad_weight = weight_sums.data();
+  if (mask[0]) {
+    grad_input = empty_cpu({n, features}, {features, 1}, type);
+    problem.grad_input = grad_input.mutable_data_ptr();
+  }
+  LinearKernel* const kernel = isa().linear;
+  torch::stable::parallel_for(0, parts, /*grain_size=*/1, [&](int64_t first, int64_t last) {
+    std::vector<char> scratch(padded(features) * input.element_size() * 2 + 64);
+    void* aligned = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
+    kernel(problem, first, last, output, aligned);
+  });
+
+  double loss_sum = 0, bias_sum = 0;
+  for (int64_t part = 0; part < parts; ++part) {
+    loss_sum += sums[2 * part];
+    bias_sum += sums[2 * part + 1];
+  }
+  if (has_loss && !elements) loss = scalar_tensor(loss_sum / divisor, dtype);
+  if (mask[1]) {
+    const Tensor total = empty_cpu({features}, {1}, ScalarType::Double);
+    double* const out = static_cast<double*>(total.mutable_data_ptr());
+    torch::stable::parallel_for(0, features, /*grain_size=*/4096, [&](int64_t begin, int64_t end) {
+      std::fill(out + begin, out + end, 0.0);
+      for (int64_t part = 0; part < parts; ++part) {
+        for (int64_t j = begin; j < end; ++j) out[j] += weight_sums[part * features + j];
+      }
+    });
+    grad_weight = torch::stable::to(total, type);
+  }
+  if (mask[2] && linear_bias.has_value()) {
+    grad_bias = empty_cpu({1}, {1}, type);
+    write_scalar(bias_sum, grad_bias);
+  }
+  return {loss, grad_input, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace fused_logistic
+
+STABLE_TORCH_LIBRARY_IMPL(fused_logistic, CPU, m) {
+  m.impl("bce_tile_", TORCH_BOX(&fused_logistic::tile_cpu));
+  m.impl("linear_bce_single", TORCH_BOX(&fused_logistic::single_cpu));
+}

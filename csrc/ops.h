@@ -1,0 +1,110 @@
+// What the ops compute, once for every backend. A Backend runs a kernel's output over a whole problem and makes tensors:
+//
+//   explicit Backend(const Tensor& logits)        makes the device that it is on the current one
+//   Tensor empty(sizes, strides, dtype)           an elementwise result
+//   void run(problem, output, mean, result)       mean: what a sum is divided by, and a gradient; result: null, or the scalar
+//                                                 tensor of an output that has a sum
+#pragma once
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "tensors.h"
+
+namespace fused_logistic {
+
+// A mean's divisor: *count where that is given, a number on the device, else value.
+struct Mean {
+  const double* count = nullptr;
+  double value = 1;
+};
+
+template <class Backend>
+struct Ops {
+  static Tensor bce(FL_OPERANDS, int64_t reduction, ScalarType dtype, FL_OPTIONS) {
+    const Backend backend(logits);
+    TensorProblem on("bce", FL_GIVEN_OPERANDS, FL_GIVEN_OPTIONS);
+    if (reduction == kNone) {
+      const Tensor loss = allocate_out(backend, on, dtype);
+      backend.run(on.problem, Output::kLoss, {}, nullptr);
+      return loss;
+    }
+    const Tensor loss = empty_scalar(dtype, logits);
+    backend.run(on.problem, Output::kLossSum, mean(on, count, reduction), &loss);
+    return loss;
+  }
+
+  static std::tuple<Tensor, Tensor> bce_with_grad(FL_OPERANDS, int64_t reduction, ScalarType dtype, FL_OPTIONS) {
+    require(reduction != kNone, "bce_with_grad", "reduction is neither 1 (mean) nor 2 (sum)");
+    const Backend backend(logits);
+    TensorProblem on("bce_with_grad", FL_GIVEN_OPERANDS, FL_GIVEN_OPTIONS);
+    const Tensor grad = allocate_out(backend, on, logits.scalar_type()), loss = empty_scalar(dtype, logits);
+    backend.run(on.problem, Output::kLossSumAndGrad, mean(on, count, reduction), &loss);
+    return {loss, grad};
+  }
+
+  static Tensor bce_backward(const Tensor& grad_output, FL_OPERANDS, int64_t reduction, int64_t wrt, FL_OPTIONS) {
+    const Backend backend(logits);
+    TensorProblem on("bce_backward", FL_GIVEN_OPERANDS, FL_GIVEN_OPTIONS);
+    on.set_grad_output(grad_output);
+    const auto [output, operand] = derivative(FL_GIVEN_OPERANDS, Wrt(wrt));
+    const Tensor grad = allocate_out(backend, on, operand->scalar_type());
+    backend.run(on.problem, output, mean(on, count, reduction), nullptr);
+    return grad;
+  }
+
+  static void bce_backward_(Tensor& grad_logits, const Tensor& grad_output, FL_OPERANDS, int64_t reduction,
+                            FL_OPTIONS) {
+    const Backend backend(logits);
+    if (backend.is_one(grad_output)) return;
+    TensorProblem on("bce_backward_", FL_GIVEN_OPERANDS, FL_GIVEN_OPTIONS);
+    on.set_grad_output(grad_output);
+    const auto mine = grad_logits.strides(), expected = on.strides();
+    require(grad_output.numel() == 1 && grad_logits.scalar_type() == logits.scalar_type() &&
+                std::equal(mine.begin(), mine.end(), expected.begin(), expected.end()),
+            "bce_backward_", "grad_logits is not what bce_with_grad made for these logits");
+    on.set_out(grad_logits);
+    backend.run(on.problem, Output::kGradLogits, mean(on, count, reduction), nullptr, /*made_for_one=*/true);
+  }
+
+  static Tensor bce_count(const Tensor& target, const OptionalTensor& mask, std::optional<int64_t> ignore_index) {
+    const Backend backend(target);
+    const Tensor count = empty_scalar(ScalarType::Double, target);
+    TensorProblem on("bce_count", target, mask, options_of(0, ignore_index, {}, {}));
+    backend.run(on.problem, Output::kCount, {}, &count);
+    return count;
+  }
+
+ private:
+  static Tensor allocate_out(const Backend& backend, TensorProblem& on, ScalarType dtype) {
+    const Tensor out = backend.empty(on.sizes(), on.strides(), dtype);
+    on.set_out(out);
+    return out;
+  }
+
+  static Mean mean(const TensorProblem& on, const OptionalTensor& count, int64_t reduction) {
+    const Options& options = on.problem.options;
+    if (reduction != kMean) return {};
+    if (count.has_value()) return {static_cast<const double*>(count->const_data_ptr())};
+    require(on.problem.mask.data == nullptr && !options.has_ignore_index, "bce",
+            "a mean over some of the elements needs their count");
+    return {nullptr, double(on.problem.numel)};
+  }
+
+  // The kernels' output that is the derivative with respect to an operand, and the operand, whose dtype it takes.
+  static std::pair<Output, const Tensor*> derivative(const Operands& of, Wrt wrt) {
+    switch (wrt) {
+      case Wrt::kLogits:
+        return {Output::kGradLogits, &of.logits};
+      case Wrt::kTarget:
+        return {Output::kGradTarget, &of.target};
+      case Wrt::kWeight:
+        return {Output::kGradWeight, &of.weight.value()};
+      case Wrt::kPosWeight:
+        return {Output::kGradPosWeight, &of.pos_weight.value()};
+    }
+    refuse("bce_backward", "wrt is not between 0 and 3");
+  }
+};
+
+}  // namespace fused_logistic

@@ -1,0 +1,177 @@
+"""What ``torch.vmap`` does with the ops.
+
+An elementwise op is called once, unreduced, on the whole batch; what each sample reduces to is reduced afterwards. The
+layer is composed on the whole batch: batched products around the elementwise ops' own rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import Tensor
+
+from . import composite, ops
+from .composite import Layer
+
+_Dims = Sequence[Any]  # of every argument the batch's dimension; None: not batched
+
+
+# ---- The elementwise ops ------------------------------------------------------------------------------------------
+
+
+def _to_front(tensor: Tensor, dim: int | None, ndim: int) -> Tensor:
+    """The batch's dimension first, and behind it ``ndim`` others, so that these broadcast as before."""
+    if dim is None:
+        return tensor
+    tensor = tensor.movedim(dim, 0)
+    return tensor.reshape(tensor.shape[0], *(1,) * (ndim + 1 - tensor.dim()), *tensor.shape[1:])
+
+
+def _batch(info: Any, in_dims: _Dims, tensors: Sequence[Tensor | None], full: int) -> list[Any]:
+    """The tensors of a batch; the first, which says how many dimensions a sample has, and all of the first ``full``
+    have the batch's dimension, whether they were batched or not."""
+    first = tensors[0]
+    assert first is not None
+    ndim = first.dim() - (in_dims[0] is not None)
+    moved: list[Any] = [None if t is None else _to_front(t, d, ndim) for t, d in zip(tensors, in_dims, strict=True)]
+    for i in range(full):
+        if in_dims[i] is None:
+            moved[i] = moved[i].expand(info.batch_size, *moved[i].shape)
+    return moved
+
+
+def _samples(tensor: Tensor) -> Tensor:
+    """``[batch, elements of a sample]``; a sample of no dimensions has one element."""
+    return tensor.unsqueeze(-1).flatten(1)
+
+
+def _count(info: Any, in_dims: _Dims, target: Tensor, mask: Tensor | None, *ignore_index: Any) -> tuple[Tensor, int]:
+    target, mask = _batch(info, in_dims[:2], (target, mask), 1)
+    kept = composite.kept(target, mask, *ignore_index)
+    kept = torch.ones_like(target, dtype=torch.bool) if kept is None else kept
+    return _samples(kept).sum(1).double(), 0
+
+
+def _bce(info: Any, in_dims: _Dims, *args: Any) -> tuple[Tensor, int]:
+    tensors, count, (reduction, dtype, *options) = _batch(info, in_dims[:5], args[:5], 2), args[5], args[6:]
+    if reduction == ops.NONE:
+        return ops.bce(*tensors, None, ops.NONE, dtype, *options), 0
+    # a sum of half-precision losses is rounded once, at its end
+    summed = dtype if dtype == torch.float64 else torch.float32
+    losses = _samples(ops.bce(*tensors, None, ops.NONE, summed, *options))
+    if reduction == ops.SUM:
+        loss = losses.sum(1)
+    else:
+        loss = losses.mean(1) if count is None else losses.sum(1) / _to_front(count, in_dims[5], 0)
+    return loss.to(dtype), 0
+
+
+def _bce_backward(info: Any, in_dims: _Dims, grad_output: Tensor, *args: Any) -> tuple[Tensor, int]:
+    tensors, count, (reduction, wrt, *options) = _batch(info, in_dims[1:6], args[:5], 2), args[5], args[6:]
+    logits = tensors[0]
+    grad = _to_front(grad_output, in_dims[0], logits.dim() - 1)
+    if reduction == ops.MEAN:
+        # not in half precision, in which a gradient over a count is soon 0
+        grad = grad.to(torch.promote_types(grad.dtype, torch.float32))
+        grad = grad / (logits[0].numel() if count is None else _to_front(count, in_dims[6], logits.dim() - 1))
+    return ops.bce_backward(grad, *tensors, None, ops.NONE, wrt, *options), 0
+
+
+def _bce_with_grad(info: Any, in_dims: _Dims, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    composite.check_reduced("bce_with_grad", args[6])
+    loss, _ = _bce(info, in_dims, *args)
+    operands, (_, *options) = args[:7], args[7:]
+    grad, _ = _bce_backward(info, (None, *in_dims), args[0].new_ones(()), *operands, ops.LOGITS, *options)
+    return (loss, grad), (0, 0)
+
+
+def _bce_backward_(info: Any, in_dims: _Dims, *args: Any) -> NoReturn:
+    raise NotImplementedError(
+        "fused_logistic::bce_backward_: expected no tensor that vmap batches, as it writes in place; "
+        "fused_logistic::bce_backward takes one"
+    )
+
+
+# ---- The layer ----------------------------------------------------------------------------------------------------
+
+
+class _Layers:
+    """input ``[batch or 1, rows, features]``, linear_weight ``[batch or 1, labels, features]``, and their logits."""
+
+    def __init__(self, info: Any, in_dims: _Dims, args: Sequence[Any]) -> None:
+        layer, dims = Layer(*args), cast(Any, Layer(*in_dims))
+        if any(dim is not None for dim in (dims.crow_indices, dims.col_indices)) or (
+            layer.crow_indices is not None and dims.target is not None
+        ):
+            raise NotImplementedError("linear_binary_cross_entropy: expected a sparse target that vmap does not batch")
+
+        def front(tensor: Tensor, dim: int | None) -> Tensor:
+            return tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
+
+        input, weight = front(layer.input, dims.input), front(layer.linear_weight, dims.linear_weight)
+        self.has_labels = weight.dim() == 3
+        self.batch, self.lead, self.weight_shape = info.batch_size, input.shape[1:-1], weight.shape[1:]
+        self.input = input.reshape(input.shape[0], math.prod(self.lead), input.shape[-1])  # not -1: there may be 0
+        self.weight = weight if self.has_labels else weight.unsqueeze(1)
+        logits = self.input @ self.weight.transpose(1, 2)
+        self.rows, labels = logits.shape[1:]
+        self.bias_shape: Sequence[int] | None = None
+        if layer.linear_bias is not None:
+            bias = front(layer.linear_bias, dims.linear_bias)
+            self.bias_shape = bias.shape[1:]
+            logits = logits + bias.reshape(bias.shape[0], 1, labels)
+        out = (*self.lead, labels) if self.has_labels else self.lead
+        logits = logits.expand(self.batch, self.rows, labels).reshape(self.batch, *out)
+        target = composite.dense_target(layer.target, layer.crow_indices, layer.col_indices, labels)
+        self.operands = logits, target, layer.weight, layer.pos_weight, None, layer.mean_count, layer.reduction
+        self.in_dims = 0, dims.target, dims.weight, dims.pos_weight, None, dims.mean_count, None
+
+    def backward(self, grad: Tensor, output_mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        rows = grad.reshape(self.batch, self.rows, self.weight.shape[1])
+        grad_input = grad_weight = grad_bias = grad.new_empty(self.batch, 0)
+        if output_mask[0]:
+            grad_input = (rows @ self.weight).reshape(self.batch, *self.lead, self.weight.shape[2])
+        if output_mask[1]:
+            grad_weight = (rows.transpose(1, 2) @ self.input).reshape(self.batch, *self.weight_shape)
+        if output_mask[2] and self.bias_shape is not None:
+            grad_bias = rows.sum(1).reshape(self.batch, *self.bias_shape)
+        return grad_input, grad_weight, grad_bias
+
+
+_LAYER = len(Layer._fields)
+
+
+def _linear_bce(info: Any, in_dims: _Dims, *args: Any) -> tuple[Tensor, int]:
+    layers = _Layers(info, in_dims[:_LAYER], args[:_LAYER])
+    return _bce(info, layers.in_dims, *layers.operands, *args[_LAYER:])
+
+
+def _linear_bce_backward(info: Any, in_dims: _Dims, grad_output: Tensor, *args: Any) -> tuple[Any, Any]:
+    layers = _Layers(info, in_dims[1 : 1 + _LAYER], args[:_LAYER])
+    output_mask, *options = args[_LAYER:]
+    dims = in_dims[0], *layers.in_dims
+    grad, _ = _bce_backward(info, dims, grad_output, *layers.operands, ops.LOGITS, *options)
+    return layers.backward(grad, output_mask), (0, 0, 0)
+
+
+def _linear_bce_with_grad(info: Any, in_dims: _Dims, *args: Any) -> tuple[Any, Any]:
+    dtype, output_mask, *options = args[_LAYER:]
+    composite.check_reduced("linear_bce_with_grad", Layer(*args[:_LAYER]).reduction)
+    layers = _Layers(info, in_dims[:_LAYER], args[:_LAYER])
+    (loss, grad), _ = _bce_with_grad(info, layers.in_dims, *layers.operands, dtype, *options)
+    return (loss, *layers.backward(grad, output_mask)), (0, 0, 0, 0)
+
+
+RULES: dict[Any, Callable[..., Any]] = {
+    ops.bce: _bce,
+    ops.bce_backward: _bce_backward,
+    ops.bce_backward_: _bce_backward_,
+    ops.bce_count: _count,
+    ops.bce_with_grad: _bce_with_grad,
+    ops.linear_bce: _linear_bce,
+    ops.linear_bce_backward: _linear_bce_backward,
+    ops.linear_bce_with_grad: _linear_bce_with_grad,
+}

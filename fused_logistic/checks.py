@@ -1,0 +1,295 @@
+"""What the ops ask of their arguments, with torch's error classes: each message names what was expected and what came.
+
+A kernel looks only whether its arguments fit, so that a good call pays nothing. These checks say what is wrong: after a
+kernel refused, before a composition, and wherever there is no data to run a kernel on (fake and meta tensors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOSS, FOCAL, LAYER = "binary_cross_entropy_with_logits", "sigmoid_focal_loss", "linear_binary_cross_entropy"
+MAX_GAMMA = 1e30  # in float32 its product with the logarithm of a probability is still finite
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_READABLE = (*_FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As torch's own messages spell it: Float, Long, ComplexFloat."""
+    return torch.empty(0, dtype=dtype, device="cpu").type().removeprefix("torch.").removesuffix("Tensor")
+
+
+def layout_name(layout: torch.layout) -> str:
+    """Likewise: Strided, Sparse, SparseCsr."""
+    words = str(layout).removeprefix("torch.").removesuffix("_coo").split("_")
+    return "".join(word.capitalize() for word in words)
+
+
+def tensors(op: str, required: dict[str, object], **optional: object) -> None:
+    """Every value is a tensor or, where it is optional, None."""
+    for name, value in (*required.items(), *optional.items()):
+        if not isinstance(value, Tensor) and (name in required or value is not None):
+            raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {type(value).__name__}")
+
+
+def _strided(op: str, name: str, tensor: Tensor, error: type[Exception], hint: str = "") -> None:
+    if tensor.layout != torch.strided:
+        raise error(f"{op}: expected {name} of layout torch.strided, got {layout_name(tensor.layout)}{hint}")
+
+
+def _same_device(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise RuntimeError(f"{op}: expected {name} on {like.device}, got {tensor.device}")
+
+
+def _same_shape(op: str, name: str, tensor: Tensor, shape: Sequence[Any]) -> None:
+    def message() -> str:
+        return f"{op}: expected {name} of shape {list(shape)}, got {list(tensor.shape)}"
+
+    torch._check_value(tensor.dim() == len(shape), message)
+    for mine, wanted in zip(tensor.shape, shape, strict=True):
+        torch._check_value(mine == wanted, message)  # may be symbolic
+
+
+def _broadcasts(op: str, name: str, tensor: Tensor, shape: Sequence[Any]) -> None:
+    missing = len(shape) - tensor.dim()
+    pairs = zip(tensor.shape, shape[max(missing, 0) :], strict=False)
+    if missing < 0 or any(mine != 1 and mine != wanted for mine, wanted in pairs):
+        raise RuntimeError(
+            f"{op}: expected {name} of a shape that broadcasts to {list(shape)}, got {list(tensor.shape)}"
+        )
+
+
+def _readable(op: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _READABLE:
+        raise NotImplementedError(
+            f"{op}: expected a floating point, integer or bool tensor, got {dtype_name(tensor.dtype)}"
+        )
+
+
+def _floating(op: str, name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _FLOATS:
+        raise NotImplementedError(
+            f"{op}: expected {name} of dtype float64, float32, float16 or bfloat16, got {dtype_name(tensor.dtype)}"
+        )
+
+
+def _options(
+    op: str, reduction: int, label_smoothing: float, ignore_index: int | None, gamma: float | None, alpha: float | None
+) -> None:
+    if reduction not in (0, 1, 2):
+        raise ValueError(f"{op}: expected reduction 0 (none), 1 (mean) or 2 (sum), got {reduction}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"{op}: expected label_smoothing between 0 and 1, got {label_smoothing:g}")
+    if gamma is not None and not 0 <= gamma <= MAX_GAMMA:
+        raise ValueError(f"{op}: expected gamma between 0 and {MAX_GAMMA:g}, got {gamma:g}")
+    if alpha is not None and not (0 <= alpha <= 1 and gamma is not None):
+        raise ValueError(f"{op}: expected alpha between 0 and 1, and gamma with it, got alpha {alpha:g}")
+
+
+def _count(op: str, count: Tensor | None, like: Tensor, partial: bool, reduction: int) -> None:
+    if count is None:
+        if partial and reduction == 1:
+            raise ValueError(f"{op}: expected count for a mean over some of the elements (bce_count), got None")
+        return
+    if count.dtype != torch.float64 or count.dim() != 0:
+        raise ValueError(
+            f"{op}: expected count to be a float64 scalar, got {dtype_name(count.dtype)} {list(count.shape)}"
+        )
+    _same_device(op, "count", count, like)
+
+
+def loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    mask: Tensor | None,
+    count: Tensor | None,
+    reduction: int,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    gamma: float | None = None,
+    alpha: float | None = None,
+) -> None:
+    """What every op of the losses asks: see :func:`fused_logistic.binary_cross_entropy_with_logits`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, NotImplementedError: as the public functions say.
+    """
+    op = LOSS if gamma is None else FOCAL
+    _floating(op, "logits", logits)
+    _strided(op, "logits", logits, NotImplementedError)
+    _strided(op, "target", target, NotImplementedError, f"; {LAYER} takes sparse targets")
+    _same_shape(op, "target", target, logits.shape)
+    _same_device(op, "target", target, logits)
+    _readable(op, target)
+    for name, tensor in (("weight", weight), ("pos_weight", pos_weight), ("mask", mask)):
+        if tensor is None:
+            continue
+        _strided(op, name, tensor, NotImplementedError)
+        _same_device(op, name, tensor, logits)
+        _broadcasts(op, name, tensor, logits.shape)
+        _readable(op, tensor)
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(f"{op}: expected mask of dtype bool, got {dtype_name(mask.dtype)}")
+    _options(op, reduction, label_smoothing, ignore_index, gamma, alpha)
+    _count(op, count, logits, mask is not None or ignore_index is not None, reduction)
+
+
+def _reduced(op: str, reduction: int) -> None:
+    """For the ops that give gradients with the loss, which is then a mean or a sum."""
+    if reduction not in (1, 2):
+        raise ValueError(f"{op}: expected reduction 1 (mean) or 2 (sum), got {reduction}")
+
+
+def layer(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    crow_indices: Tensor | None,
+    col_indices: Tensor | None,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    count: Tensor | None,
+    reduction: int,
+    chunk_bytes: int | None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    gamma: float | None = None,
+    alpha: float | None = None,
+) -> None:
+    """What every op of the layer asks: see :func:`fused_logistic.linear_binary_cross_entropy`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, NotImplementedError: as the public function says.
+    """
+    op = LAYER
+    _strided(op, "input", input, ValueError)
+    _floating(op, "input", input)
+    if input.dim() < 1:
+        raise ValueError(f"{op}: expected input of shape [..., features], got []")
+    if linear_weight.dim() not in (1, 2):
+        raise ValueError(
+            f"{op}: expected linear_weight of shape [labels, features] or [features], got {list(linear_weight.shape)}"
+        )
+    features = linear_weight.shape[-1]
+    torch._check_value(
+        input.shape[-1] == features,
+        lambda: (
+            f"{op}: expected input of {features} features (linear_weight is {list(linear_weight.shape)}), "
+            f"got {list(input.shape)}"
+        ),
+    )
+    for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
+        if tensor is None:
+            continue
+        _strided(op, name, tensor, ValueError)
+        if tensor.dtype != input.dtype:
+            raise TypeError(
+                f"{op}: expected {name} of the input's dtype {dtype_name(input.dtype)}, got {dtype_name(tensor.dtype)}"
+            )
+        _same_device(op, name, tensor, input)
+    labels = linear_weight.shape[:-1]
+    if linear_bias is not None:
+        fits = list(linear_bias.shape) == list(labels) if labels else list(linear_bias.shape) in ([], [1])
+        if not fits:
+            wanted = list(labels) if labels else "[1] or []"
+            raise ValueError(f"{op}: expected linear_bias of shape {wanted}, got {list(linear_bias.shape)}")
+    logits = [*input.shape[:-1], *labels]
+    if crow_indices is None:
+        _same_shape(op, "target", target, logits)
+    else:
+        _sparse(op, input, linear_weight, target, crow_indices, col_indices, logits)
+    _readable(op, target)
+    _same_device(op, "target", target, input)
+    for name, tensor in (("weight", weight), ("pos_weight", pos_weight)):
+        if tensor is None:
+            continue
+        _strided(op, name, tensor, ValueError)
+        _broadcasts(op, name, tensor, logits)
+        _same_device(op, name, tensor, input)
+        _readable(op, tensor)
+    _options(op, reduction, label_smoothing, ignore_index, gamma, alpha)
+    if gamma is not None:
+        raise NotImplementedError(f"{op}: expected no gamma, got {gamma:g}")
+    if chunk_bytes is not None and chunk_bytes <= 0:
+        raise ValueError(f"{op}: expected chunk_bytes > 0, got {chunk_bytes}")
+    _count(op, count, input, ignore_index is not None, reduction)
+
+
+def _sparse(
+    op: str,
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    crow_indices: Tensor,
+    col_indices: Tensor | None,
+    logits: Sequence[Any],
+) -> None:
+    if len(logits) != 2:
+        raise ValueError(
+            f"{op}: expected input and linear_weight of 2 dimensions for a sparse target, got {list(input.shape)} and "
+            f"{list(linear_weight.shape)}"
+        )
+    if (
+        col_indices is None
+        or crow_indices.dim() != 1
+        or crow_indices.shape[0] != logits[0] + 1
+        or target.dim() != 1
+        or col_indices.shape != target.shape
+    ):
+        columns = None if col_indices is None else list(col_indices.shape)
+        raise ValueError(
+            f"{op}: expected a sparse target of shape {list(logits)} with one value per column index, got "
+            f"{crow_indices.numel() - 1} rows, {columns} column indices, {list(target.shape)} values"
+        )
+
+
+# ---- By the ops' own arguments ---------------------------------------------------------------------------------------
+
+
+def bce(*args: Any) -> None:
+    loss(*args[:7], *args[8:])
+
+
+def bce_with_grad(*args: Any) -> None:
+    bce(*args)
+    _reduced("bce_with_grad", args[6])
+
+
+def bce_backward(grad_output: Tensor, *args: Any) -> None:
+    operands, wrt = args[:6], args[7]
+    bce(*args)
+    _broadcasts("bce_backward", "grad_output", grad_output, operands[0].shape)
+    _same_device("bce_backward", "grad_output", grad_output, operands[0])
+    if wrt not in range(4) or operands[wrt] is None:
+        raise ValueError(f"bce_backward: expected wrt between 0 and 3, of an operand that is given, got {wrt}")
+
+
+def bce_backward_(grad_logits: Tensor, grad_output: Tensor, *args: Any) -> None:
+    loss(*args)
+    _same_shape("bce_backward_", "grad_logits", grad_logits, args[0].shape)
+    _same_shape("bce_backward_", "grad_output", grad_output, ())
+
+
+def linear_bce(*args: Any) -> None:
+    layer(*args[:11], *args[12:])
+
+
+def linear_bce_with_grad(*args: Any) -> None:
+    layer(*args[:11], *args[13:])
+    _reduced("linear_bce_with_grad", args[9])
+
+
+def linear_bce_backward(grad_output: Tensor, *args: Any) -> None:
+    layer(*args[:11], *args[12:])
+    logits = [*args[0].shape[:-1], *args[1].shape[:-1]]
+    _broadcasts("linear_bce_backward", "grad_output", grad_output, logits)
+    _same_device("linear_bce_backward", "grad_output", grad_output, args[0])

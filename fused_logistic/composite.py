@@ -1,0 +1,391 @@
+"""The losses and the whole layer in torch's own differentiable operations: right to any order, and on any device.
+
+This is what the ops are under ``torch.func``, forward-mode AD and in higher derivatives, and where no kernel runs. Each
+function has the signature of the op of its name (:mod:`fused_logistic.ops`) and returns what that op returns, by the
+formulas of ``csrc/logistic.h``. Nothing is checked here but the indices of sparse targets, which torch does not look
+at: who calls has checked, or lets the op's kernel do it.
+
+No branch looks at a tensor's values, so all of it can be traced, batched by ``vmap`` and compiled for dynamic shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops
+
+
+class Options(NamedTuple):
+    """What stands last in every op, and travels as one tuple."""
+
+    label_smoothing: float = 0.0
+    ignore_index: int | None = None
+    gamma: float | None = None  # the focal loss; without it the plain one
+    alpha: float | None = None
+
+
+# ---- Which elements count -----------------------------------------------------------------------------------------
+
+
+def holds(dtype: torch.dtype, value: int) -> bool:
+    """Whether the dtype has the value: comparing with a tensor of it, torch would wrap the value to one that it has."""
+    if dtype.is_floating_point or dtype in (torch.bool, torch.int64):  # bool is compared as an integer
+        return True
+    limits = torch.iinfo(dtype)
+    return limits.min <= value <= limits.max
+
+
+def kept(target: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor | None:
+    """Where elements are neither masked out nor ignored, of the target's shape; None: everywhere."""
+    if ignore_index is None or not holds(target.dtype, ignore_index):
+        return None if mask is None else mask.expand(target.shape)
+    counts = target.ne(ignore_index)
+    return counts if mask is None else counts & mask
+
+
+def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor:
+    """How many elements are neither masked out nor ignored, as float64: what a mean is divided by."""
+    there = kept(target, mask, ignore_index)
+    if there is None:
+        return torch.full((), target.numel(), dtype=torch.float64, device=target.device)
+    return there.sum().double()
+
+
+# ---- The terms of the loss ----------------------------------------------------------------------------------------
+
+
+def _product(coefficient: Tensor, value: Tensor) -> Tensor:
+    """coefficient * value; 0 where the coefficient is 0 and the value infinite."""
+    return coefficient * torch.where((coefficient == 0) & value.isinf(), 0, value)
+
+
+class _Terms:
+    """The operands in the type of the arithmetic, with label smoothing and what is left out worked in."""
+
+    def __init__(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        pos_weight: Tensor | None,
+        mask: Tensor | None,
+        options: Options,
+    ) -> None:
+        is_double = torch.float64 in (logits.dtype, target.dtype)
+        self.dtype = torch.float64 if is_double else torch.float32
+        self.kept = kept(target, mask, options.ignore_index)
+        self.device = logits.device
+        z, y = logits.to(self.dtype), target.to(self.dtype)
+        if self.kept is not None:
+            z = torch.where(self.kept, z, 0)  # what is left out must not leak, NaN included
+            if options.gamma is not None:
+                y = torch.where(self.kept, y, 0)
+        if options.label_smoothing != 0:
+            y = y * self.constant(1 - options.label_smoothing) + self.constant(options.label_smoothing / 2)
+        self.z, self.y = z, y
+        self.p = None if pos_weight is None else pos_weight.to(self.dtype)
+        self.w = None if weight is None else weight.to(self.dtype)
+        self.positive = y if self.p is None else self.p * y
+        self.negative = 1 - y
+
+    def constant(self, value: float) -> Tensor:
+        # under torch.func.jvp a float32 tensor of no dimensions gets a float64 tangent by a Python number
+        return torch.full((), value, dtype=self.dtype, device=self.device)
+
+    def _finite(self, coefficient: Tensor) -> Tensor:
+        return torch.where((coefficient == 0) & self.z.isinf(), 0, self.z)
+
+    def softplus_minus(self, coefficient: Tensor) -> Tensor:
+        """softplus(-z), to be multiplied by the coefficient: log 2 where that is 0 and z infinite, so not inf * 0."""
+        return -F.logsigmoid(self._finite(coefficient))
+
+    def softplus(self, coefficient: Tensor) -> Tensor:
+        """softplus(z), likewise."""
+        return -F.logsigmoid(-self._finite(coefficient))
+
+    def unweighted_loss(self) -> Tensor:
+        positive, negative = self.positive, self.negative
+        return positive * self.softplus_minus(positive) + negative * self.softplus(negative)
+
+    def weighted(self, value: Tensor) -> Tensor:
+        return value if self.w is None else self.w * value
+
+    def keep(self, value: Tensor) -> Tensor:
+        return value if self.kept is None else torch.where(self.kept, value, 0)
+
+
+class _FocalTerms:
+    """alpha_t q^gamma and the derivatives of its logarithm, in the notation of ``csrc/logistic.h``.
+
+    Where c = 0, u is e, which may underflow; there u / e = (1 - c) + c / e stands for it, with a 1 / e that is kept
+    finite: multiplied by c, it only matters to derivatives by the target.
+    """
+
+    def __init__(self, terms: _Terms, gamma: float, alpha: float | None) -> None:
+        alpha, alpha_opposite = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
+        self.terms, self.gamma = terms, terms.constant(gamma)
+        self.alpha, self.alpha_opposite = terms.constant(alpha), terms.constant(alpha_opposite)
+        self.alpha_slope = terms.constant(alpha - alpha_opposite)
+        is_double = terms.dtype == torch.float64
+        largest, exponent = (2.0**1023, 700) if is_double else (2.0**127, 80)
+        z = terms.z.clamp(-largest, largest)  # no inf * 0 in what follows
+        y = torch.where(terms.y * (1 - terms.y) < 0, math.nan, terms.y)
+        self.y, self.is_negative = y, z < 0
+        self.m = torch.where(self.is_negative, -z, z)
+        self.e = torch.exp(-self.m)
+        c = torch.where(self.is_negative, y, 1 - y)
+        rest = torch.where(self.is_negative, 1 - y, y)
+        self.hard = c == 0
+        self.grown = torch.exp(torch.where(self.hard, self.m.clamp_max(exponent), 0))
+        self.u_over_e = rest + c * self.grown
+        self.u = torch.where(self.hard, 1, c + rest * self.e)
+        log_u = torch.where(self.hard, torch.log(self.u_over_e) - self.m, torch.log(self.u))
+        self.power = torch.exp(self.gamma * (log_u - torch.log1p(self.e)))  # q^gamma
+
+    def weigh(self, value: Tensor) -> Tensor:
+        """The value times q^gamma and alpha_t."""
+        alpha_t = self.alpha * self.y + self.alpha_opposite * (1 - self.y)
+        return _product(self.power, alpha_t * value)
+
+    def slope_logits(self) -> Tensor:
+        """gamma d log q / dz."""
+        s = self.e / (1 + self.e)
+        easy_or_hard = torch.where(self.hard, 1 / ((1 + self.e) * self.u_over_e), s / self.u)
+        return self.gamma * (1 - 2 * self.y) * easy_or_hard
+
+    def slope_target_times(self, loss: Tensor) -> Tensor:
+        """gamma (d log q / dy) times the unweighted loss."""
+        positive, opposite = self.terms.positive, self.terms.negative
+        tiny = self.e == 0
+        ratio = torch.where(tiny, 1, torch.log1p(self.e) / torch.where(tiny, 1, self.e))
+        dominant = torch.where(self.is_negative, positive, opposite) * torch.where(self.hard, self.m, 0).clamp_max(700)
+        where_hard = ((positive + opposite) * ratio + dominant * self.grown) / self.u_over_e
+        over_u = torch.where(self.hard, where_hard, loss / self.u)
+        size = self.gamma * (1 - self.e)
+        return _product(torch.where(self.is_negative, size, -size), over_u)
+
+
+def _terms(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    mask: Tensor | None,
+    options: Options,
+) -> tuple[_Terms, _FocalTerms | None]:
+    terms = _Terms(logits, target, weight, pos_weight, mask, options)
+    return terms, None if options.gamma is None else _FocalTerms(terms, options.gamma, options.alpha)
+
+
+# ---- The elementwise ops ------------------------------------------------------------------------------------------
+
+
+def check_reduced(op: str, reduction: int) -> None:
+    """For the ops that give gradients with the loss, which is then a mean or a sum."""
+    if reduction not in (ops.MEAN, ops.SUM):
+        raise ValueError(f"{op}: expected reduction 1 (mean) or 2 (sum), got {reduction}")
+
+
+def bce(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    mask: Tensor | None,
+    count: Tensor | None,
+    reduction: int,
+    dtype: torch.dtype,
+    *options: Any,
+) -> Tensor:
+    terms, focal = _terms(logits, target, weight, pos_weight, mask, Options(*options))
+    loss = terms.weighted(terms.unweighted_loss())
+    if focal is not None:
+        loss = focal.weigh(loss)
+    loss = terms.keep(loss)
+    if reduction == ops.SUM:
+        loss = loss.sum()
+    elif reduction == ops.MEAN:
+        loss = loss.mean() if count is None else loss.sum() / count.to(loss.dtype)
+    return loss.to(dtype)
+
+
+def bce_backward(
+    grad_output: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    mask: Tensor | None,
+    count: Tensor | None,
+    reduction: int,
+    wrt: int,
+    *options: Any,
+) -> Tensor:
+    given = Options(*options)
+    terms, focal = _terms(logits, target, weight, pos_weight, mask, given)
+    if wrt == ops.LOGITS:
+        result = terms.negative * torch.sigmoid(terms.z) - terms.positive * torch.sigmoid(-terms.z)
+        if focal is not None:
+            result = focal.weigh(result + _product(focal.slope_logits(), terms.unweighted_loss()))
+        result = terms.weighted(result)
+    elif wrt == ops.TARGET:
+        one = torch.ones_like(terms.z)
+        if terms.p is None:
+            result = -terms.z
+        else:
+            p = terms.p * one
+            result = p * terms.softplus_minus(p) - terms.softplus(one)
+        if focal is not None:
+            loss = terms.unweighted_loss()
+            by_alpha = _product(focal.alpha_slope * focal.power, loss)
+            result = focal.weigh(result + focal.slope_target_times(loss)) + by_alpha
+        result = terms.weighted(result * terms.constant(1 - given.label_smoothing))
+    elif wrt == ops.WEIGHT:
+        result = terms.unweighted_loss()
+        if focal is not None:
+            result = focal.weigh(result)
+    else:
+        result = terms.y * terms.softplus_minus(terms.y)
+        if focal is not None:
+            result = focal.weigh(result)
+        result = terms.weighted(result)
+    # kept twice: neither NaN in what is left out nor an infinite grad_output may reach a derivative
+    result = terms.keep(terms.keep(result) * grad_output.to(result.dtype))
+    if reduction == ops.MEAN:
+        # where nothing is left, every element is 0 and stays it
+        result = result / (logits.numel() if count is None else count.to(result.dtype).clamp_min(1))
+    like = (logits, target, weight, pos_weight)[wrt]
+    assert like is not None
+    return result.to(like.dtype)
+
+
+def bce_with_grad(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    mask: Tensor | None,
+    count: Tensor | None,
+    reduction: int,
+    dtype: torch.dtype,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    check_reduced("bce_with_grad", reduction)
+    operands = logits, target, weight, pos_weight, mask, count, reduction
+    grad = bce_backward(logits.new_ones(()), *operands, ops.LOGITS, *options)
+    return bce(*operands, dtype, *options), grad
+
+
+# ---- The layer ----------------------------------------------------------------------------------------------------
+
+
+class Layer(NamedTuple):
+    """What stands first in every op of the layer. A sparse target comes as its values and their indices."""
+
+    input: Tensor  # [..., features]
+    linear_weight: Tensor  # [labels, features], or [features] for logits without a dimension of labels
+    linear_bias: Tensor | None
+    target: Tensor  # of the logits' shape; sparse: [nnz]
+    crow_indices: Tensor | None
+    col_indices: Tensor | None
+    weight: Tensor | None
+    pos_weight: Tensor | None
+    mean_count: Tensor | None  # the ops' `count`, which is what tuples call something else
+    reduction: int
+    chunk_bytes: int | None
+
+    @classmethod
+    def split(cls, arguments: Sequence[Any]) -> tuple[Layer, Sequence[Any]]:
+        """The layer, and what follows it in the op's arguments."""
+        size = len(cls._fields)
+        return cls(*arguments[:size]), arguments[size:]
+
+
+def linear_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
+    if linear_weight.dim() == 2:
+        return F.linear(input, linear_weight, linear_bias)
+    logits = input @ linear_weight
+    return logits if linear_bias is None else logits + linear_bias.reshape(())
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether Python can look at them: not while a graph is captured, in a batch of vmap or in a fake tensor."""
+    if torch.compiler.is_compiling() or type(tensor) is not Tensor or tensor.is_meta:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def places(crow_indices: Tensor, col_indices: Tensor, labels: int) -> tuple[Tensor, Tensor]:
+    """The row and the column of every value of a sparse target ``[rows, labels]``.
+
+    torch does not check indices unless asked to. Here wrong ones raise: a ValueError, or, where nobody can look at them
+    yet, a RuntimeError as soon as they are computed.
+    """
+    number = col_indices.numel()
+    op = "linear_binary_cross_entropy"
+    rising = f"{op}: expected crow_indices of a sparse target that rise from 0 to {number}, got others"
+    inside = f"{op}: expected column indices of a sparse target in [0, {labels}), got others"
+    rise = (crow_indices[0] == 0) & (crow_indices[-1] == number) & (crow_indices.diff() >= 0).all()
+    are_inside = ((col_indices >= 0) & (col_indices < labels)).all()
+    if _has_values(rise) and _has_values(are_inside):
+        for right, message in zip(torch.stack([rise, are_inside]).tolist(), (rising, inside), strict=True):
+            if not right:
+                raise ValueError(message)
+    else:
+        torch._assert_async(rise, rising)
+        torch._assert_async(are_inside, inside)
+    every_row = torch.arange(crow_indices.numel() - 1, device=crow_indices.device)
+    row = torch.repeat_interleave(every_row, crow_indices.diff(), output_size=number)
+    return row, col_indices.long()
+
+
+def dense_target(target: Tensor, crow_indices: Tensor | None, col_indices: Tensor | None, labels: int) -> Tensor:
+    """A sparse target as a tensor of the logits' shape, differentiable in its values; a dense one as it is."""
+    if crow_indices is None or col_indices is None:
+        return target
+    row, column = places(crow_indices, col_indices, labels)
+    rows = crow_indices.numel() - 1
+    return target.new_zeros(rows * labels).index_add(0, row * labels + column, target).view(rows, labels)
+
+
+def _operands(layer: Layer) -> tuple[Any, ...]:
+    """What the elementwise ops take, up to the reduction: whole logits and a dense target."""
+    logits = linear_logits(layer.input, layer.linear_weight, layer.linear_bias)
+    target = dense_target(layer.target, layer.crow_indices, layer.col_indices, layer.linear_weight.shape[0])
+    return logits, target, layer.weight, layer.pos_weight, None, layer.mean_count, layer.reduction
+
+
+def linear_bce(*arguments: Any) -> Tensor:
+    """Linear and ``bce``, in which autograd decides anew how that is differentiated."""
+    layer, own = Layer.split(arguments)
+    return ops.bce(*_operands(layer), *own)
+
+
+def linear_bce_backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    layer, (output_mask, *options) = Layer.split(arguments)
+    grad = ops.bce_backward(grad_output, *_operands(layer), ops.LOGITS, *options)
+    weight = layer.linear_weight
+    if weight.dim() == 1:
+        grad, weight = grad.unsqueeze(-1), weight.unsqueeze(0)
+    number = math.prod(layer.input.shape[:-1])  # not -1 in the shapes, which is ambiguous where there are 0 elements
+    rows = grad.reshape(number, weight.shape[0])
+    input = layer.input.reshape(number, layer.input.shape[-1])
+    bias = layer.linear_bias
+    return (
+        grad @ weight if output_mask[0] else input.new_empty(0),
+        (rows.t() @ input).reshape(layer.linear_weight.shape) if output_mask[1] else input.new_empty(0),
+        rows.sum(0).reshape(bias.shape) if output_mask[2] and bias is not None else input.new_empty(0),
+    )
+
+
+def linear_bce_with_grad(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    layer, (dtype, output_mask, *options) = Layer.split(arguments)
+    check_reduced("linear_bce_with_grad", layer.reduction)
+    one = layer.input.new_ones(())
+    return linear_bce(*layer, dtype, *options), *linear_bce_backward(one, *layer, output_mask, *options)

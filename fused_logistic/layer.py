@@ -1,0 +1,399 @@
+"""The computation of the whole layer, linear + sigmoid + binary cross entropy, whose logits are never whole.
+
+These functions are the kernels of the layer's ops on every device; autograd is above them. One label on the CPU takes
+one pass over the input (``csrc/cpu/layer.cpp``). Everything else goes by tiles, parts of the logits: torch's product
+makes one, the elementwise op takes it and puts the gradient there, and torch's products bring that to input and weight.
+
+Operands that do not fit together are refused by the products, by the elementwise ops or, where those would compute
+something in silence, here. What to tell the user is found out by who called.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import composite, ops
+from .composite import Layer, Options
+
+
+def _each(function: Callable[[Tensor], Tensor], *operands: Tensor | None) -> list[Any]:
+    """The function of every operand that is there."""
+    return [None if operand is None else function(operand) for operand in operands]
+
+
+# A small layer takes a few microseconds, as many as each of these calls: what has its shape already is left alone.
+
+
+def _reshaped(tensor: Tensor, *shape: int) -> Tensor:
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
+
+
+def _part(tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
+    return tensor if tensor.shape[dim] == length else tensor.narrow(dim, start, length)
+
+
+# ---- The layer as matrices ----------------------------------------------------------------------------------------
+
+
+def _as_matrix(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """What broadcasts to logits of the shape ``[..., labels]``, as a matrix of one row or of all, one column or all."""
+    tensor.expand(shape)  # or an error
+    columns = tensor.shape[-1] if tensor.dim() > 0 else 1
+    if tensor.numel() == columns:
+        return _reshaped(tensor, 1, columns)
+    return tensor.expand(*shape[:-1], columns).reshape(math.prod(shape[:-1]), columns)
+
+
+class _Matrices:
+    """input ``[rows, features]``, linear_weight ``[labels, features]``, bias ``[labels]``; the other operands ``[rows
+    or 1, labels or 1]``, but for the values of a sparse target, which stay as they are."""
+
+    def __init__(self, layer: Layer, grad_output: Tensor | None) -> None:
+        weight = layer.linear_weight
+        has_labels = weight.dim() == 2
+        self.linear_weight = weight if has_labels else weight.unsqueeze(0)
+        self.labels, self.features = self.linear_weight.shape
+        lead = layer.input.shape[:-1]
+        self.logits_shape = (*lead, self.labels) if has_labels else tuple(lead)
+        self.rows = math.prod(lead)
+        self.input = _reshaped(layer.input, self.rows, self.features)
+        self.bias = None if layer.linear_bias is None else _reshaped(layer.linear_bias, self.labels)
+
+        def matrix(tensor: Tensor) -> Tensor:
+            with_labels = tensor if has_labels or tensor.dim() == 0 else tensor.unsqueeze(-1)
+            return _as_matrix(with_labels, (*lead, self.labels))
+
+        operands = layer.weight, layer.pos_weight, grad_output
+        self.weight, self.pos_weight, self.grad_output = _each(matrix, *operands)
+        self.positives: _Positives | None = None
+        self.target = layer.target
+        if layer.crow_indices is not None and layer.col_indices is not None:
+            if (layer.crow_indices.numel() - 1, self.labels) != self.logits_shape:
+                raise RuntimeError("linear_bce: the sparse target is not of the logits' shape")
+            if self.labels != 1:
+                self.positives = _Positives(layer.target, layer.crow_indices, layer.col_indices, self.labels)
+                return
+            # one column is as small as the sparse one
+            self.target = composite.dense_target(layer.target, layer.crow_indices, layer.col_indices, self.labels)
+        if self.target.shape != self.logits_shape:
+            raise RuntimeError("linear_bce: the target is not of the logits' shape")
+        self.target = _reshaped(self.target, self.rows, self.labels)
+
+
+class _Positives:
+    """The elements of a sparse target: sorted, each place once, what was there several times added up."""
+
+    def __init__(self, values: Tensor, crow_indices: Tensor, col_indices: Tensor, labels: int) -> None:
+        if values.shape != col_indices.shape:
+            raise RuntimeError("linear_bce: a sparse target has one value per column index")
+        self.row, self.column = composite.places(crow_indices, col_indices, labels)
+        self.value = values
+        place = self.row * labels + self.column
+        if place.numel() < 2 or (place.diff() > 0).all():
+            return
+        place, inverse = torch.unique(place, return_inverse=True)
+        self.value = values.new_zeros(place.numel()).index_add_(0, inverse, values)
+        self.row = place // labels
+        self.column = place - self.row * labels
+
+
+def count(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    crow_indices: Tensor | None,
+    col_indices: Tensor | None,
+    ignore_index: int | None,
+) -> Tensor:
+    """How many elements are not ignored, as float64: what the mean of a layer is divided by."""
+    if crow_indices is None or col_indices is None:
+        return ops.bce_count(target, None, ignore_index)
+    labels = linear_weight.shape[0]
+    every = torch.full((), input.shape[0] * labels, dtype=torch.float64, device=target.device)
+    if ignore_index is None or not composite.holds(target.dtype, ignore_index):
+        return every
+    value = _Positives(target, crow_indices, col_indices, labels).value
+    # what is not listed is 0
+    return (value != 0).sum().double() if ignore_index == 0 else every - (value == ignore_index).sum()
+
+
+# ---- Tiles --------------------------------------------------------------------------------------------------------
+
+_NARROW = 1024  # products with a narrower side are slow
+# On the CPU 8 MiB, which the last-level cache holds, took up to 15 % less time than 32 MiB with few features, and as
+# much with 512, over shapes from 64 x 1,000,000 to 65,536 x 1,000.
+_CPU_BYTES, _BYTES = 8 << 20, 32 << 20
+
+
+class _Tile(NamedTuple):
+    row: int
+    rows: int
+    label: int
+    labels: int
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """The tile's part of a matrix that may have one row or one column for all."""
+        part = matrix if matrix.shape[0] == 1 else _part(matrix, 0, self.row, self.rows)
+        return part if part.shape[1] == 1 else _part(part, 1, self.label, self.labels)
+
+
+def _tile_shape(rows: int, labels: int, elements: int) -> tuple[int, int]:
+    """The rows and labels of a tile of at most ``elements``.
+
+    The longer side is cut first; a side is cut below ``_NARROW`` only where nothing else is left.
+    """
+    shorter, longer = sorted((max(rows, 1), max(labels, 1)))
+    least = min(longer, _NARROW, elements)
+    tile_longer = max(least, min(elements // shorter, longer))
+    tile_shorter = max(1, min(elements // tile_longer, shorter))
+    return (tile_shorter, tile_longer) if labels >= rows else (tile_longer, tile_shorter)
+
+
+def _add_product(into: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """into = a b, or += a b after the first; into may be of a wider dtype."""
+    if into.dtype != a.dtype:
+        product = torch.mm(a, b)
+        into.copy_(product) if first else into.add_(product)
+    elif first:
+        torch.mm(a, b, out=into)
+    else:
+        into.addmm_(a, b)
+
+
+class _Tiled:
+    """A layer's loss, unless grad_output is given, and its gradients, a tile of the logits at a time."""
+
+    def __init__(
+        self, layer: Layer, matrices: _Matrices, dtype: torch.dtype, output_mask: Sequence[bool], options: Sequence[Any]
+    ) -> None:
+        self.matrices, self.output_mask, self.options = matrices, output_mask, options
+        self.dtype, self.device = layer.input.dtype, layer.input.device
+        self.is_cpu = self.device.type == "cpu"
+        m = matrices
+        limit = layer.chunk_bytes or (_CPU_BYTES if self.is_cpu else _BYTES)
+        self.tile_rows, self.tile_labels = _tile_shape(m.rows, m.labels, max(limit // self.dtype.itemsize, 1))
+        self.tiles_along_rows = -(-m.rows // self.tile_rows)
+        self.tiles_along_labels = -(-m.labels // self.tile_labels)
+
+        self.wants_grad = any(output_mask)
+        self.losses: Tensor | None = None  # at most one of the two is asked for
+        self.loss_sum: Tensor | None = None
+        if m.grad_output is None and layer.reduction == ops.NONE:
+            self.losses = self.empty(m.rows, m.labels, dtype)
+        elif m.grad_output is None:
+            self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.over_count: float | Tensor = 1.0
+        if layer.reduction == ops.MEAN and layer.mean_count is not None:
+            over_count = layer.mean_count.reciprocal()
+            self.over_count = over_count.item() if self.is_cpu else over_count  # nobody waits for a device to tell it
+        elif layer.reduction == ops.MEAN:
+            self.over_count = 1 / (m.rows * m.labels) if m.rows * m.labels > 0 else math.inf
+
+        if m.positives is not None:
+            self.background = m.target.new_zeros(1, 1)  # the target of all that is not positive
+            self.first_positives = self.sort_by_tile(m.positives)
+
+        self.logits = self.empty(self.tile_rows, self.tile_labels, self.dtype)
+        self.grad_input, self.grad_weight, self.grad_bias = (layer.input.new_empty(0) for _ in range(3))
+        if output_mask[0]:
+            self.grad_input = self.empty(m.rows, m.features, self.sum_dtype(self.tiles_along_labels))
+        if output_mask[1]:
+            self.grad_weight = self.empty(m.labels, m.features, self.dtype)
+            if self.sum_dtype(self.tiles_along_rows) != self.dtype:
+                self.weight_sum = self.empty(self.tile_labels, m.features, torch.float32)
+        if output_mask[2]:
+            self.grad_bias = torch.zeros(m.labels, dtype=self.dtype, device=self.device)
+
+    def empty(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(rows, columns, dtype=dtype, device=self.device)
+
+    def sum_dtype(self, products: int) -> torch.dtype:
+        """Where several tiles' products add up, 16-bit dtypes are added up in fp32: each product is rounded once."""
+        return torch.float32 if products > 1 and self.dtype.itemsize == 2 else self.dtype
+
+    def sort_by_tile(self, p: _Positives) -> list[int]:
+        """Puts the positives of a tile side by side, in the order of the tiles; returns where each tile's begin."""
+        tile = p.row // self.tile_rows + p.column // self.tile_labels * self.tiles_along_rows
+        ordered, order = torch.sort(tile, stable=True)
+        p.row, p.column, p.value = (t.index_select(0, order) for t in (p.row, p.column, p.value))
+        tiles = torch.arange(self.tiles_along_rows * self.tiles_along_labels + 1, device=self.device)
+        return torch.searchsorted(ordered, tiles).tolist()
+
+    def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(loss, grad_input, grad_weight, grad_bias) as matrices and vectors; what is not asked for is empty."""
+        m = self.matrices
+        if m.labels == 0:
+            self.grad_input.zero_()
+        if m.rows == 0:
+            self.grad_weight.zero_()
+        for label in range(0, m.labels, self.tile_labels):
+            self.column_of_tiles(label, min(self.tile_labels, m.labels - label))
+        loss = self.losses if self.loss_sum is None else self.loss_sum * self.over_count
+        grad_input = self.grad_input if self.grad_input.dtype == self.dtype else self.grad_input.to(self.dtype)
+        return self.logits.new_empty(0) if loss is None else loss, grad_input, self.grad_weight, self.grad_bias
+
+    def column_of_tiles(self, label: int, labels: int) -> None:
+        """All tiles of some labels, after which these have their part of linear_weight's and linear_bias's gradient."""
+        m = self.matrices
+        linear_weight = _part(m.linear_weight, 0, label, labels)
+        bias = None if m.bias is None else _part(m.bias, 0, label, labels)
+        grad_weight = weight_sum = self.grad_weight
+        if self.output_mask[1]:
+            grad_weight = weight_sum = _part(self.grad_weight, 0, label, labels)
+            if self.sum_dtype(self.tiles_along_rows) != self.dtype:
+                weight_sum = _part(self.weight_sum, 0, 0, labels)
+        grad_bias = bias_sum = self.grad_bias
+        if self.output_mask[2]:
+            grad_bias = bias_sum = _part(self.grad_bias, 0, label, labels)
+            if self.dtype.itemsize == 2:
+                bias_sum = grad_bias.float()  # zeros, as it is
+        for row in range(0, m.rows, self.tile_rows):
+            tile = _Tile(row, min(self.tile_rows, m.rows - row), label, labels)
+            logits = self.logits
+            if logits.shape != (tile.rows, tile.labels):
+                logits = logits.view(-1)[: tile.rows * tile.labels].view(tile.rows, tile.labels)
+            input = _part(m.input, 0, row, tile.rows)
+            if bias is None:
+                torch.mm(input, linear_weight.t(), out=logits)
+            else:
+                torch.addmm(bias, input, linear_weight.t(), out=logits)
+            grad = self.elementwise(logits, tile)
+            if self.output_mask[0]:
+                _add_product(_part(self.grad_input, 0, row, tile.rows), grad, linear_weight, label == 0)
+            if self.output_mask[1]:
+                _add_product(weight_sum, grad.t(), input, row == 0)
+            if self.output_mask[2]:
+                bias_sum += grad.sum(0, dtype=bias_sum.dtype)
+        if weight_sum is not grad_weight:
+            grad_weight.copy_(weight_sum)
+        if bias_sum is not grad_bias:
+            grad_bias.copy_(bias_sum)
+
+    # ---- The elementwise step ---------------------------------------------------------------------------------------
+
+    def elementwise(self, logits: Tensor, tile: _Tile) -> Tensor:
+        """Adds the tile's losses to the sum, or stores them; returns the gradient, in the logits' place on the CPU."""
+        positives = self.matrices.positives
+        if positives is None:
+            return self.dense(logits, tile.of(self.matrices.target), tile)
+        index = tile.row // self.tile_rows + tile.label // self.tile_labels * self.tiles_along_rows
+        begin, end = self.first_positives[index : index + 2]
+        if begin < end:
+            return self.sparse(logits, tile, positives, slice(begin, end))
+        return self.dense(logits, self.background.expand(tile.rows, tile.labels), tile)
+
+    def dense(self, logits: Tensor, target: Tensor, tile: _Tile) -> Tensor:
+        m = self.matrices
+        weight, pos_weight, grad_output, losses = _each(tile.of, m.weight, m.pos_weight, m.grad_output, self.losses)
+        if not self.is_cpu:
+            return self.by_ops(losses, grad_output, logits, target, weight, pos_weight)
+        whole = tile.labels == m.labels or tile.rows == 1  # which order the losses are added up in
+        operands = logits, losses, target, weight, pos_weight, grad_output
+        loss = ops.bce_tile_(*operands, self.over_count, whole, self.wants_grad, *self.options)
+        if self.loss_sum is not None:
+            self.loss_sum += loss
+        return logits
+
+    @functools.cached_property
+    def factor(self) -> Tensor:
+        """1 / count, as the kernels round it."""
+        is_double = torch.float64 in (self.dtype, self.matrices.target.dtype)
+        dtype = torch.float64 if is_double else torch.float32
+        if isinstance(self.over_count, Tensor):
+            return self.over_count.to(dtype)
+        return torch.full((), self.over_count, dtype=dtype, device=self.device)
+
+    def by_ops(
+        self, losses: Tensor | None, grad_output: Tensor | None, logits: Tensor, *others: Tensor | None
+    ) -> Tensor:
+        """As ``dense``, with target, weight and pos_weight as the others; the gradient gets memory of its own."""
+        operands = logits, *others, None, None
+        if losses is not None:
+            losses.copy_(ops.bce(*operands, ops.NONE, losses.dtype, *self.options))
+        elif self.loss_sum is not None:
+            self.loss_sum += ops.bce(*operands, ops.SUM, torch.float64, *self.options)
+        if not self.wants_grad:
+            return logits
+        factor = self.factor if grad_output is None else grad_output.to(self.factor.dtype) * self.factor
+        return ops.bce_backward(factor, *operands, ops.SUM, ops.LOGITS, *self.options)
+
+    def sparse(self, logits: Tensor, tile: _Tile, positives: _Positives, part: slice) -> Tensor:
+        """All but the positives have the target 0.
+
+        The positives' logits are taken out, and in their place stands one whose loss and gradient for the target 0 are
+        exactly 0 (with label smoothing: whose loss is known). Then the positives' own results are put in. Nothing but
+        the positives is touched twice.
+        """
+        m = self.matrices
+        row, column, value = positives.row[part], positives.column[part], positives.value[part]
+        place = (row - tile.row) * tile.labels + (column - tile.label)
+
+        def there(matrix: Tensor) -> Tensor:
+            return matrix.expand(m.rows, m.labels)[row, column]
+
+        weight, pos_weight, grad_output = _each(there, m.weight, m.pos_weight, m.grad_output)
+        smooth = Options(*self.options).label_smoothing != 0
+        flat = logits.view(-1)
+        logits_there = flat.index_select(0, place)
+        flat.index_fill_(0, place, 0 if smooth else -math.inf)
+        grad = self.dense(logits, self.background.expand(tile.rows, tile.labels), tile)
+        if smooth and self.loss_sum is not None:
+            neutral = torch.zeros_like(logits_there), torch.zeros_like(value), weight, pos_weight, None, None
+            self.loss_sum -= ops.bce(*neutral, ops.SUM, torch.float64, *self.options)
+        losses = None if self.losses is None else self.losses.new_empty(place.numel())
+        grad_there = self.by_ops(losses, grad_output, logits_there, value, weight, pos_weight)
+        if losses is not None and self.losses is not None:
+            self.losses.index_put_((row, column), losses)
+        if self.wants_grad:
+            grad.view(-1).index_copy_(0, place, grad_there)
+        return grad
+
+
+# ---- The ops' kernels ---------------------------------------------------------------------------------------------
+
+
+def _compute(
+    layer: Layer, grad_output: Tensor | None, dtype: torch.dtype, output_mask: Sequence[bool], options: Sequence[Any]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, grad_input, grad_weight, grad_bias); an empty loss where grad_output is given."""
+    if layer.reduction not in (ops.NONE, ops.MEAN, ops.SUM):
+        raise RuntimeError("linear_bce: there is no such reduction")
+    if layer.chunk_bytes is not None and layer.chunk_bytes < 1:
+        raise RuntimeError("linear_bce: chunk_bytes is not positive")
+    output_mask = [*output_mask[:2], output_mask[2] and layer.linear_bias is not None]
+    m = _Matrices(layer, grad_output)
+    if m.labels == 1 and m.input.is_cpu:
+        operands = _each(lambda t: t[:, 0], m.target, m.weight, m.pos_weight, m.grad_output)
+        own = layer.mean_count, layer.reduction, dtype, output_mask
+        loss, *grads = ops.linear_bce_single(m.input, m.linear_weight[0], m.bias, *operands, *own, *options)
+    else:
+        loss, *grads = _Tiled(layer, m, dtype, output_mask, options).run()
+    if grad_output is None:
+        loss = _reshaped(loss, *(m.logits_shape if layer.reduction == ops.NONE else ()))
+        loss = loss if loss.dtype == dtype else loss.to(dtype)
+    for i, like in enumerate(layer[:3]):
+        if output_mask[i] and like is not None:
+            grads[i] = _reshaped(grads[i], *like.shape)
+    return loss, grads[0], grads[1], grads[2]
+
+
+def linear_bce(*arguments: Any) -> Tensor:
+    layer, (dtype, *options) = Layer.split(arguments)
+    return _compute(layer, None, dtype, (False, False, False), options)[0]
+
+
+def linear_bce_with_grad(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    layer, (dtype, output_mask, *options) = Layer.split(arguments)
+    composite.check_reduced("linear_bce_with_grad", layer.reduction)
+    return _compute(layer, None, dtype, output_mask, options)
+
+
+def linear_bce_backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    layer, (output_mask, *options) = Layer.split(arguments)
+    return _compute(layer, grad_output, layer.input.dtype, output_mask, options)[1:]

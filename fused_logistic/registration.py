@@ -1,0 +1,174 @@
+"""What torch asks of the ops beside their kernels: autograd, shapes without data, vmap, devices without a kernel.
+
+Registered when the package is imported. The hot path comes by none of this but the kernels (:func:`ops.call`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import batching, checks, composite, layer, ops
+
+# ---- Autograd --------------------------------------------------------------------------------------------------------
+# Whoever calls an op past the Functions of autograd.py, such as a transform of torch.func or a backward pass that is
+# differentiated, gets the composition, which is right to any order.
+
+_library = torch.library.Library("fused_logistic", "IMPL")
+
+
+def _differentiated(args: tuple[Any, ...]) -> bool:
+    """Whether a gradient will be asked for, or a tangent came: in what is compiled only the tensors themselves tell."""
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return recorded or any(torch._VF._unpack_dual(t, level=0).tangent is not None for t in tensors)
+
+
+def _with_autograd(op: Any, check: Callable[..., None], composition: Callable[..., Any]) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        if _differentiated(args):
+            check(*args)
+            return composition(*args)
+        try:
+            with ops.below_autograd():
+                return op(*args)
+        except RuntimeError as error:
+            refusal = error
+        check(*args)  # says what is wrong with them; if nothing is, it is what it was
+        raise refusal
+
+    return kernel
+
+
+def _without_autograd(op: Any) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        if _differentiated(args):
+            raise RuntimeError(f"{op}: expected to be called where autograd is off: it has no derivative")
+        with ops.below_autograd():
+            return op(*args)
+
+    return kernel
+
+
+def _undifferentiated(op: Any) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        with ops.below_autograd():
+            return op(*args)
+
+    return kernel
+
+
+# ---- Shapes and dtypes without data (torch.compile, torch.export, meta tensors) --------------------------------------
+# Each comes after the check of the same arguments.
+
+
+def _like_bce(*args):
+    logits, reduction, dtype = args[0], args[6], args[7]
+    return torch.empty_like(logits, dtype=dtype) if reduction == ops.NONE else logits.new_empty((), dtype=dtype)
+
+
+def _like_bce_with_grad(*args):
+    return _like_bce(*args), torch.empty_like(args[0])
+
+
+def _like_bce_backward(grad_output, *args):
+    return torch.empty_like(args[0], dtype=args[args[7]].dtype)
+
+
+def _like_linear_bce(*args):
+    input, linear_weight, reduction, dtype = args[0], args[1], args[9], args[11]
+    shape = [*input.shape[:-1], *linear_weight.shape[:-1]] if reduction == ops.NONE else ()
+    return input.new_empty(shape, dtype=dtype)
+
+
+def _like_gradients(layer, output_mask):
+    input = layer[0]
+    return tuple(
+        input.new_empty(like.shape) if wanted and like is not None else input.new_empty((0,))
+        for like, wanted in zip(layer, output_mask, strict=True)
+    )
+
+
+def _like_linear_bce_with_grad(*args):
+    return _like_linear_bce(*args), *_like_gradients(args[:3], args[12])
+
+
+def _like_linear_bce_backward(grad_output, *args):
+    return _like_gradients(args[:3], args[11])
+
+
+# ---- Devices without a kernel ----------------------------------------------------------------------------------------
+
+
+def _without_kernel(composition: Callable[..., Any]) -> Callable[..., Any]:
+    warned = False
+
+    def kernel(*args: Any) -> Any:
+        nonlocal warned
+        result = composition(*args)  # first: for a sparse tensor no kernel is missing, and the checks say so
+        if not warned:
+            warned = True
+            device = next(a.device for a in args if isinstance(a, Tensor))
+            warnings.warn(
+                f"fused_logistic: no kernel for device {device} in this build; computing with torch's operations, "
+                "correct but slower",
+                stacklevel=2,
+            )
+        return result
+
+    return kernel
+
+
+def _made_again(grad_logits: Tensor, grad_output: Tensor, *args: Any) -> None:
+    """bce_backward_ where no kernel can look at ``grad_output`` without waiting for the device."""
+    grad_logits.copy_(composite.bce_backward(grad_output, *args[:7], ops.LOGITS, *args[7:]))
+
+
+# ---- Registration ----------------------------------------------------------------------------------------------------
+
+
+def _after(check: Callable[..., None], function: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(*args: Any) -> Any:
+        check(*args)
+        return function(*args)
+
+    return checked
+
+
+def _register() -> None:
+    for name, check, composition, like in (
+        ("bce", checks.bce, composite.bce, _like_bce),
+        ("bce_with_grad", checks.bce_with_grad, composite.bce_with_grad, _like_bce_with_grad),
+        ("bce_backward", checks.bce_backward, composite.bce_backward, _like_bce_backward),
+        ("linear_bce", checks.linear_bce, composite.linear_bce, _like_linear_bce),
+        (
+            "linear_bce_with_grad",
+            checks.linear_bce_with_grad,
+            composite.linear_bce_with_grad,
+            _like_linear_bce_with_grad,
+        ),
+        ("linear_bce_backward", checks.linear_bce_backward, composite.linear_bce_backward, _like_linear_bce_backward),
+    ):
+        _library.impl(name, _with_autograd(getattr(ops, name), check, composition), "Autograd")
+        # the layer is computed in Python, on every device; of the losses this is what stands in for a kernel
+        other = getattr(layer, name, None) or _without_kernel(composition)
+        _library.impl(name, _after(check, other), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fused_logistic::{name}", _after(check, like))
+    for name in ("bce_backward_", "bce_tile_", "linear_bce_single"):
+        _library.impl(name, _without_autograd(getattr(ops, name)), "Autograd")
+    _library.impl("bce_backward_", _made_again, "CompositeExplicitAutograd")
+    torch.library.register_fake("fused_logistic::bce_backward_", checks.bce_backward_)
+    for op, rule in batching.RULES.items():
+        torch.library.register_vmap(op, rule)
+    _library.impl("bce_count", _undifferentiated(ops.bce_count), "Autograd")
+    _library.impl("bce_count", _without_kernel(composite.bce_count), "CompositeExplicitAutograd")
+    torch.library.register_fake(
+        "fused_logistic::bce_count", lambda target, mask, ignore_index: target.new_empty((), dtype=torch.float64)
+    )
+
+
+_register()
