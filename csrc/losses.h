@@ -1,6 +1,6 @@
-// Every loss as a struct, and `evaluate`: what a kernel computes of an element. V is a number (CUDA) or a SIMD value (CPU).
-// Where elements come from and go to is the kernel's business: it hands in an Access, whose members load and store when
-// they are called, so that few values are in registers at a time.
+// Every loss as a struct, and `evaluate`: what a kernel computes of an element. V is a number (CUDA) or a SIMD value
+// (CPU). Where elements come from and go to is the kernel's business: it hands in an Access, whose members load and
+// store when they are called, so that few values are in registers at a time.
 //
 // A new loss is a struct here, its parameters in Options (problem.h) and Settings, and a line in with_loss.
 #pragma once
@@ -113,8 +113,8 @@ static auto with_loss(Loss loss, F f) {
 
 // ---- An element --------------------------------------------------------------------------------------------------
 
-// Access has the inputs z(), y(), p(), w(), mask() and factor(), by which a derivative is multiplied, each asked for only
-// where the output needs it, and takes out(value), the elementwise result, and term(value), which is summed.
+// Access has the inputs z(), y(), p(), w(), mask() and factor(), by which a derivative is multiplied, each asked for
+// only where the output needs it, and takes out(value), the elementwise result, and term(value), which is summed.
 // L is a loss's struct; plain: as is_plain in problem.h, which only Bce can be. Masked and ignored elements give 0.
 template <Output kOutput, class L, class V, class Access>
 FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings, bool plain) {

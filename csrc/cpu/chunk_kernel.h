@@ -117,7 +117,7 @@ void write(const C* values, int64_t count, DType dtype, void* out, int64_t begin
 }
 
 // lanes[0] = the sum of the lanes, folded in halves; lanes from count on are zero and not looked at.
-FL_FN double fold(double* lanes, int64_t count) {
+FL_CALLED double fold(double* lanes, int64_t count) {
   for (int64_t half = kLanes / 2; half >= 1; half /= 2) {
     for (int64_t i = 0; i + half < count && i < half; ++i) lanes[i] += lanes[i + half];
     if (count > half) count = half;
@@ -142,7 +142,7 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   Row<C, Z, Y> row = {};
   row.summands = summands;
   row.scale = C(problem.scale);
-  row.settings = settings_of<C>(problem.options);
+  if constexpr (!kPlain) row.settings = settings_of<C>(problem.options);
 
   for (int64_t chunk = first; chunk < last; ++chunk) {
     const int64_t chunk_begin = chunk * kChunk;
@@ -186,7 +186,7 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
 }
 
 // Picks the storage types that are worth a kernel of their own: fp32, fp64, and the 16-bit types in place. All other
-// combinations are converted row by row.
+// combinations are converted row by row, and so are these where fma is a call, beside which converting takes no time.
 template <Output kOutput, class L, bool kPlain>
 void run_types(const Problem& problem, int64_t first, int64_t last, double* partials) {
   const auto in_place = [&](DType dtype) {
@@ -195,7 +195,7 @@ void run_types(const Problem& problem, int64_t first, int64_t last, double* part
   };
   if (problem.compute_double)
     return run_chunks<kOutput, L, kPlain, double, double, double>(problem, first, last, partials);
-  if constexpr (kPlain) {
+  if constexpr (kPlain && kHasFma) {
     const DType target = is_full(problem.target, problem.numel) ? problem.target.dtype : DType::kFloat32;
     if (in_place(DType::kFloat16)) {
       return target == DType::kFloat16

@@ -10,8 +10,14 @@
 #include <arm_neon.h>
 #endif
 
+#include <type_traits>
+
 #include "../logistic.h"
 #include "../problem.h"
+
+// What dozens of kernels share and each calls once a row or less: inlined into all of them it would be most of what there
+// is to compile.
+#define FL_CALLED __attribute__((noinline))
 
 namespace fused_logistic {
 namespace {
@@ -22,6 +28,12 @@ constexpr int kBytes = 64;
 constexpr int kBytes = 32;
 #else
 constexpr int kBytes = 16;
+#endif
+
+#if defined(FL_AVX512) || defined(FL_AVX2) || defined(__aarch64__) || defined(__FP_FAST_FMA)
+constexpr bool kHasFma = true;  // fma is an instruction
+#else
+constexpr bool kHasFma = false;
 #endif
 
 struct Half {
@@ -47,12 +59,14 @@ FL_FN DoubleVector fma_vector(DoubleVector x, DoubleVector y, DoubleVector z) { 
 #elif defined(__aarch64__)
 FL_FN FloatVector fma_vector(FloatVector x, FloatVector y, FloatVector z) { return vfmaq_f32(z, x, y); }
 FL_FN DoubleVector fma_vector(DoubleVector x, DoubleVector y, DoubleVector z) { return vfmaq_f64(z, x, y); }
-#else  // libm's fma is exactly rounded with or without the instruction; on CPUs that lack it, this is the slow path
-FL_FN FloatVector fma_vector(FloatVector x, FloatVector y, FloatVector z) {
+#else
+// libm's fma is exactly rounded with or without the instruction; on CPUs that lack it, this is the slow path. A function,
+// because a call for every lane wherever the formula has an fma would take the compiler a minute.
+FL_CALLED FloatVector fma_vector(FloatVector x, FloatVector y, FloatVector z) {
   for (int i = 0; i < kBytes / 4; ++i) x[i] = __builtin_fmaf(x[i], y[i], z[i]);
   return x;
 }
-FL_FN DoubleVector fma_vector(DoubleVector x, DoubleVector y, DoubleVector z) {
+FL_CALLED DoubleVector fma_vector(DoubleVector x, DoubleVector y, DoubleVector z) {
   for (int i = 0; i < kBytes / 8; ++i) x[i] = __builtin_fma(x[i], y[i], z[i]);
   return x;
 }
@@ -256,19 +270,22 @@ FL_FN void store(Half* data, FloatVector x) {
 
 // ---- What one step of a kernel works on --------------------------------------------------------------------------
 
-// Vectors of C (float or double), and how many of them go side by side, by measurements with AVX2. fp64 has the longer
-// polynomials, so longer chains.
+// Vectors of C (float or double), and how many go through the formula side by side, by measurements with AVX2 (fp64 has
+// the longer polynomials, so longer chains); ValueOfFew where a kernel has few elements at a time. Where fma is a call
+// there is nothing to overlap, and side by side only adds code.
 template <class C>
 struct Simd;
 template <>
 struct Simd<float> {
   using Vector = FloatVector;
-  using Value = Pair<Pair<Vector>>;
+  using Value = std::conditional_t<kHasFma, Pair<Pair<Vector>>, Vector>;
+  using ValueOfFew = std::conditional_t<kHasFma, Pair<Vector>, Vector>;
 };
 template <>
 struct Simd<double> {
   using Vector = DoubleVector;
-  using Value = Pair<Pair<Pair<Vector>>>;
+  using Value = std::conditional_t<kHasFma, Pair<Pair<Pair<Vector>>>, Vector>;
+  using ValueOfFew = std::conditional_t<kHasFma, Pair<Vector>, Vector>;
 };
 
 template <class V>

@@ -64,19 +64,7 @@ template <class C>
 class Source {
  public:
   Source(const Operand& operand, int64_t numel, C absent) : operand_(operand) {
-    if (operand.data == nullptr || operand.size == 1) {
-      if (operand.data != nullptr) read(operand, 0, 1, &absent);
-      for (int64_t i = 0, n = numel < kLanes ? numel : kLanes; i < n; ++i) buffer_[i] = absent;
-      kind_ = Kind::kConstant;
-    } else if (is_full(operand, numel) && operand.dtype == dtype_of<C>) {
-      kind_ = Kind::kInPlace;
-    } else if (operand.inner == 1 && operand.size <= kLanes) {
-      read(operand, 0, operand.size, buffer_);
-      for (int64_t i = operand.size; i < 2 * kLanes; ++i) buffer_[i] = buffer_[i - operand.size];
-      kind_ = Kind::kTiled;
-    } else {
-      kind_ = Kind::kRead;
-    }
+    if (numel > 0) prepare(numel, absent);  // else no row is asked for
   }
 
   // Elements [begin, begin + count) of the problem; count <= kLanes. Valid until the next call.
@@ -88,9 +76,28 @@ class Source {
         return static_cast<const C*>(operand_.data) + begin;
       case Kind::kTiled:
         return buffer_ + begin % operand_.size;
-      case Kind::kRead:
-        break;
+      default:
+        return read_row(begin, count);
     }
+  }
+
+ private:
+  FL_CALLED void prepare(int64_t numel, C absent) {
+    if (operand_.data == nullptr || operand_.size == 1) {
+      if (operand_.data != nullptr) read(operand_, 0, 1, &absent);
+      for (int64_t i = 0, n = numel < kLanes ? numel : kLanes; i < n; ++i) buffer_[i] = absent;
+      kind_ = Kind::kConstant;
+    } else if (is_full(operand_, numel) && operand_.dtype == dtype_of<C>) {
+      kind_ = Kind::kInPlace;
+    } else if (operand_.inner == 1 && operand_.size <= kLanes) {
+      read(operand_, 0, operand_.size, buffer_);
+      for (int64_t i = operand_.size; i < 2 * kLanes; ++i) buffer_[i] = buffer_[i - operand_.size];
+      kind_ = Kind::kTiled;
+    } else {
+      kind_ = Kind::kRead;
+    }
+  }
+  FL_CALLED const C* read_row(int64_t begin, int64_t count) {
     int64_t index = begin / operand_.inner % operand_.size;
     if (operand_.inner == 1) {
       for (int64_t done = 0, n; done < count; done += n, index = 0) {
@@ -109,10 +116,9 @@ class Source {
     return buffer_;
   }
 
- private:
   enum class Kind { kConstant, kInPlace, kTiled, kRead };
   const Operand operand_;
-  Kind kind_;
+  Kind kind_ = Kind::kConstant;
   alignas(64) C buffer_[2 * kLanes];
 };
 
