@@ -20,10 +20,11 @@ struct Coefficients<float> {
   static constexpr float ln2_low = 0x1.7f7d1cp-20f;
   // log: 2^64 u is normal for every u above 0.
   static constexpr float log_scale = 0x1p+64f;
-  // Its exponent, which the format biases, becomes a number as the low bits of log_shifter.
+  // With the biased exponent of that in its lowest bits it is itself plus the exponent.
   static constexpr float log_shifter = 0x1p+23f;
+  // What is subtracted then, so that n is left: log_shifter, the bias and 64.
   static constexpr float log_unshift = 0x1.00017ep+23f;
-  // Less an exponent in the bits it is 2 to minus that exponent.
+  // 2^bias. Its bits less the exponent's bits of x are the power of 2 that scales x to [1, 2).
   static constexpr float log_invert = 0x1p+127f;
 
   // q of exp_reduced, |t| <= 0.34657504: relative error of the result below 2^-28.24.
@@ -74,10 +75,11 @@ struct Coefficients<double> {
   static constexpr double ln2_low = 0x1.ef35793c7673p-45;
   // log: 2^64 u is normal for every u above 0.
   static constexpr double log_scale = 0x1p+64;
-  // Its exponent, which the format biases, becomes a number as the low bits of log_shifter.
+  // With the biased exponent of that in its lowest bits it is itself plus the exponent.
   static constexpr double log_shifter = 0x1p+52;
+  // What is subtracted then, so that n is left: log_shifter, the bias and 64.
   static constexpr double log_unshift = 0x1.000000000043fp+52;
-  // Less an exponent in the bits it is 2 to minus that exponent.
+  // 2^bias. Its bits less the exponent's bits of x are the power of 2 that scales x to [1, 2).
   static constexpr double log_invert = 0x1p+1023;
 
   // q of exp_reduced, |t| <= 0.34657359: relative error of the result below 2^-57.91.

@@ -261,12 +261,20 @@ def coefficients_struct(f):
         ("", "ln2_low", f.round(log(2) - ln2_high)),
         (f"log: 2^{LOG_SCALE} u is normal for every u above 0.", "log_scale", ldexp(1, LOG_SCALE)),
         (
-            "Its exponent, which the format biases, becomes a number as the low bits of log_shifter.",
+            "With the biased exponent of that in its lowest bits it is itself plus the exponent.",
             "log_shifter",
             ldexp(1, mantissa_bits),
         ),
-        ("", "log_unshift", ldexp(1, mantissa_bits) + f.exponent_bias + LOG_SCALE),
-        ("Less an exponent in the bits it is 2 to minus that exponent.", "log_invert", ldexp(1, f.exponent_bias)),
+        (
+            f"What is subtracted then, so that n is left: log_shifter, the bias and {LOG_SCALE}.",
+            "log_unshift",
+            ldexp(1, mantissa_bits) + f.exponent_bias + LOG_SCALE,
+        ),
+        (
+            "2^bias. Its bits less the exponent's bits of x are the power of 2 that scales x to [1, 2).",
+            "log_invert",
+            ldexp(1, f.exponent_bias),
+        ),
     ]
     series = [exp_series(f, lowest), log1p_series(f)]
     lines = ["template <>", f"struct Coefficients<{f.scalar}> {{"]

@@ -12,6 +12,11 @@
 //   sigma(m) = 1 - s, softplus(m) = m + l, softplus(-m) = l
 // s and l are the small ones and are formed without a subtraction, so both tails keep all their digits.
 // The derivation of each line, in mathematical notation: docs/derivation.md.
+//
+// "At most ... ulp" above a function bounds its error, seen over every float or a dense sample, in units in the last
+// place of the exact result for the arguments as they are; of something larger where the comment says so, as the result
+// may cancel. Where an element is concerned y is in [0, 1], p and w are >= 0, and no product of them is subnormal or
+// infinite. tests/test_formula_exhaustive.py reads these lines and measures.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -91,6 +96,7 @@ FL_FN float quotient_from(float start, float e, float d) {
   return fma(fma(-d, guess, e), reciprocal, guess);
 }
 
+// At most 1.5 (float) and 1.5 (double) ulp for e in [0, 1].
 // sigma(-m) = e / (1 + e), the division correctly rounded. On the GPU the division's slow path would be a third of the
 // whole kernel; there the hardware's approximation of 1 / (1 + e) is the start.
 template <class V>
@@ -145,7 +151,8 @@ FL_FN V exp_reduced(V shifted, V t) {
   return p * power * splat<V>(C::exp_unbias);
 }
 
-// exp(x) for x <= 0, gradual underflow included; exp(-inf) = 0.
+// At most 0.9 (float) and 0.9 (double) ulp for x <= 0, subnormal results included; exp(-inf) = 0.
+// exp(x):
 // x = n ln 2 + t with |t| <= ln 2 / 2 (ln 2 in two parts, Cody and Waite); exp(t) = 1 + t + t^2 q(t).
 template <class V>
 FL_FN V exp_nonpositive(V x) {
@@ -158,6 +165,7 @@ FL_FN V exp_nonpositive(V x) {
   t = fma(n, splat<V>(-C::ln2_low), t);
   return exp_reduced(shifted, t);
 }
+// At most 1.1 (float) and 1.1 (double) ulp for x <= 0 and |rest| up to half a unit in the last place of x.
 // exp(x + rest), rest being what x lost when it was rounded.
 template <class V>
 FL_FN V exp_two_parts(V x, V rest) {
@@ -170,11 +178,13 @@ FL_FN V exp_two_parts(V x, V rest) {
   return select(x < splat<V>(C::exp_lowest), splat<V>(0), exp_reduced(shifted, t));
 }
 
-// log1p(e) = e + e^2 q(e) for e in [0, 1].
+// At most 1.5 (float) and 1.5 (double) ulp for e in [0, 1].
+// log1p(e) = e + e^2 q(e)
 template <class V>
 FL_FN V log1p_unit(V e) {
   return fma(e * e, polynomial<typename Coefficients<typename Value<V>::Scalar>::Log1p>(e), e);
 }
+// At most 1.4 (float) and 1.5 (double) ulp for e in [0, 1].
 // log1p(e) / e, which is 1 at 0
 template <class V>
 FL_FN V log1p_ratio(V e) {
@@ -186,8 +196,8 @@ template <class V>
 struct TwoParts {
   V high, low;
 };
-// log(u) for u in (0, 1], right to about a unit in the last place of 1 however large it is: u = 2^n f with f in [1, 2),
-// high = n ln2_high, which is exact, and low = n ln2_low + log1p(f - 1).
+// At most 2.0 (float) and 2.0 (double) ulp of 1/2 for u in (0, 1], however large the logarithm is.
+// log(u): u = 2^n f with f in [1, 2), high = n ln2_high, which is exact, and low = n ln2_low + log1p(f - 1).
 template <class V>
 FL_FN TwoParts<V> log_unit(V u) {
   using C = Coefficients<typename Value<V>::Scalar>;
@@ -229,6 +239,7 @@ FL_FN TermWeights<V> term_weights(V y, V p, V w) {
   return {w * (p * y), w * opposite, w * fma(p, y, opposite)};
 }
 
+// At most 4.5 (float) and 4.5 (double) ulp for every z; 2.2 and 2.5 for targets 0 and 1 with p = w = 1.
 // loss = a softplus(-z) + b softplus(z) = (a + b) l + (z < 0 ? a : b) m
 template <class V>
 FL_FN V loss(const Logit<V>& logit, const TermWeights<V>& weights) {
@@ -236,6 +247,8 @@ FL_FN V loss(const Logit<V>& logit, const TermWeights<V>& weights) {
   return add_term(dominant, -logit.minus_m, weights.sum * log1p_unit(logit.e));
 }
 
+// At most 7.5 (float) and 7.5 (double) ulp of the larger of its two terms; 2.5 of the result for targets 0 and 1 with
+// p = w = 1.
 // d loss / dz = b sigma(z) - a sigma(-z) = sign(z) (dominant - (a + b) s), times factor (which takes the sign).
 // In the tail of a target of 0 or 1, dominant is 0 where the gradient is small.
 template <class V>
@@ -245,6 +258,7 @@ FL_FN V grad_logit(const Logit<V>& logit, const TermWeights<V>& weights, V facto
   return fma(-weights.sum, sigma_minus(logit.e), dominant) * select(negative, -factor, factor);
 }
 
+// At most 3.5 (float) and 3.5 (double) ulp of the larger of its two terms.
 // d loss / dy = w (p softplus(-z) - softplus(z)) = w ((p - 1) l + (z < 0 ? p : -1) m): exactly -w z where p is 1
 template <class V>
 FL_FN V grad_target(const Logit<V>& logit, V p, V w) {
@@ -252,6 +266,7 @@ FL_FN V grad_target(const Logit<V>& logit, V p, V w) {
   return add_term(w, add_term(slope, -logit.minus_m, (p - splat<V>(1)) * log1p_unit(logit.e)), splat<V>(0));
 }
 
+// At most 3.6 (float) and 3.5 (double) ulp.
 // d loss / dp = w y softplus(-z)
 template <class V>
 FL_FN V grad_pos_weight(const Logit<V>& logit, V y, V w) {
@@ -299,6 +314,8 @@ struct Focal {
   V c, u, power;
   bool soft;
 };
+// At most 2.6 (float) and 2.6 (double) ulp times 1 + gamma: the error of q^gamma where it is a normal number. So here and
+// below for gamma up to 8.
 template <class V>
 FL_FN Focal<V> focal(const Logit<V>& logit, V y, const FocalConstants<typename Value<V>::Scalar>& constants) {
   const V zero = splat<V>(0), opposite = splat<V>(1) - y, gamma = splat<V>(constants.gamma);
@@ -316,11 +333,14 @@ FL_FN Focal<V> focal(const Logit<V>& logit, V y, const FocalConstants<typename V
   return {c, u, exp_two_parts(x, rest), soft};
 }
 
+// At most 2.7 (float) and 2.7 (double) ulp times 1 + gamma without alpha and weights, which add theirs as above.
 template <class V>
 FL_FN V focal_loss(const Logit<V>& logit, const TermWeights<V>& weights, const Focal<V>& focal) {
   return add_term(focal.power, loss(logit, weights), splat<V>(0));
 }
 
+// At most 5.0 (float) and 5.0 (double) ulp times 1 + gamma of the largest of y sigma(-z), (1 - y) sigma(z) and
+// gamma (q'/q) loss, each times q^gamma.
 // d focal / dz = q^gamma (d loss / dz + gamma (q'/q) loss), times factor. Where c = 0, s / u = s / e = 1 - s.
 template <class V>
 FL_FN V focal_grad_logit(const Logit<V>& logit, const TermWeights<V>& weights, const Focal<V>& focal, V y, V gamma,
@@ -331,6 +351,7 @@ FL_FN V focal_grad_logit(const Logit<V>& logit, const TermWeights<V>& weights, c
   return add_term(focal.power, value, zero) * factor;
 }
 
+// At most 4.0 (float) and 4.0 (double) ulp times 1 + gamma of q^gamma z or q^gamma gamma loss / u, the larger.
 // d focal / dy = q^gamma (alpha_t d loss / dy + alpha_t' loss + alpha_t gamma (d log q / dy) loss), the losses without
 // alpha_t. Where c = 0 the loss is (a + b) l, and (a + b) l / e stays finite.
 template <class V>

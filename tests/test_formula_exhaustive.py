@@ -1,7 +1,8 @@
-"""The formula alone (csrc/logistic.h, scalar): its greatest errors in ulp. The slow test tries every float."""
+"""csrc/logistic.h alone, scalar: the greatest errors of its functions in ulp. The slow tests try every float."""
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCE = Path(__file__).with_name("exhaustive") / "formula_sweep.cpp"
+SWEEPS = Path(__file__).with_name("exhaustive")
 FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-mfma", "-pthread"]
 # in ulp of the result, subnormal results included; with stride 1, every finite float: loss 2.183, grad 2.402
 LIMITS = {"float": {"loss": 2.2, "grad": 2.5}, "double": {"loss": 2.5, "grad": 2.5}}
@@ -24,25 +25,37 @@ def has_fma():
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
-    """The compiled sweep as a function of its arguments."""
+def compiled(tmp_path_factory):
+    """A sweep of tests/exhaustive, as a function of its arguments."""
     if platform.machine() not in ("x86_64", "AMD64") or not has_fma():
-        pytest.skip("the sweep needs an x86 CPU with FMA")
+        pytest.skip("the sweeps need an x86 CPU with FMA")
     compiler = shutil.which("g++")
     if compiler is None:
-        pytest.skip("the sweep needs g++ (for libquadmath)")
-    program = tmp_path_factory.mktemp("sweep") / "formula_sweep"
-    build = [compiler, *FLAGS, str(SOURCE), "-o", str(program), "-lquadmath"]
-    done = subprocess.run(build, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+        pytest.skip("the sweeps need g++ (for libquadmath)")
 
-    def run(stride, random_per_binade):
-        output = subprocess.run(
-            [program, str(stride), str(random_per_binade)], capture_output=True, text=True, check=True
-        )
-        return json.loads(output.stdout)
+    def compile_sweep(source):
+        program = tmp_path_factory.mktemp("sweep") / source.stem
+        build = [compiler, *FLAGS, str(source), "-o", str(program), "-lquadmath"]
+        done = subprocess.run(build, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
-    return run
+        def run(*arguments):
+            command = [program, *map(str, arguments)]
+            return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+        return run
+
+    return compile_sweep
+
+
+@pytest.fixture(scope="module")
+def formula(compiled):
+    return compiled(SWEEPS / "formula_sweep.cpp")
+
+
+@pytest.fixture(scope="module")
+def functions(compiled):
+    return compiled(SWEEPS / "functions_sweep.cpp")
 
 
 def check(report):
@@ -54,13 +67,40 @@ def check(report):
     assert report["nan_lost"] == 0
 
 
-def test_sampled(sweep):
-    check(sweep(stride=499, random_per_binade=4000))
+def stated_bounds():
+    """What the comments of logistic.h say of its functions: {name: (ulp in float, ulp in double)}."""
+    text = (ROOT / "csrc" / "logistic.h").read_text()
+    line = r"// At most ([\d.]+) \(float\) and ([\d.]+) \(double\) ulp.*\n"
+    between = r"(?://.*\n|template.*\n)*FL_FN [\w<>]+ (\w+)\("
+    return {name: (float(single), float(double)) for single, double, name in re.findall(line + between, text)}
+
+
+def check_functions(report):
+    stated = stated_bounds()
+    assert sorted(stated) == sorted(report["float"]), "each function that is measured has its bound in logistic.h"
+    for name, bounds in stated.items():
+        for scalar, bound in zip(("float", "double"), bounds, strict=True):
+            worst = report[scalar][name]
+            assert worst["ulp"] <= bound, f"{scalar} {name}: {worst['ulp']} ulp at {worst['at']}"
+            assert worst["ulp"] > bound / 2, f"{scalar} {name}: {bound} ulp is far more than the {worst['ulp']} seen"
+
+
+def test_sampled(formula):
+    check(formula(499, 4000))
+
+
+def test_functions_sampled(functions):
+    check_functions(functions(499, 200000))
 
 
 @pytest.mark.slow
-def test_every_float(sweep):
-    check(sweep(stride=1, random_per_binade=40000))
+def test_every_float(formula):
+    check(formula(1, 40000))
+
+
+@pytest.mark.slow
+def test_functions_of_every_float(functions):
+    check_functions(functions(1, 4000000))
 
 
 def test_coefficients_are_what_the_script_derives():

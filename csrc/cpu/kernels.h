@@ -10,7 +10,7 @@ using ChunkKernel = void(const Problem& problem, int64_t first, int64_t last, Ou
 
 ChunkKernel baseline_kernel, avx2_kernel, avx512_kernel;  // the last two on x86-64 only
 
-// A layer with one output: the logit of row i is input[i] . linear_weight + bias. Rows are read once: what is derived
+// A layer with one label: the logit of row i is input[i] . linear_weight + bias. Rows are read once: what is derived
 // from a few of them is derived while they are in a near cache.
 struct LinearProblem {
   Problem loss;  // the loss of the rows' logits; its own logits are not read
@@ -36,8 +36,9 @@ constexpr int64_t block_rows(int64_t features, int64_t element_bytes) {
   return rows > kMaxBlockRows ? kMaxBlockRows : rows >= 4 ? rows : bytes <= (64 << 10) ? 4 : 1;
 }
 
-// Parts [first, last). Output: kLossSum, kLossSumAndGrad, kLoss (into loss.out) or kGradLogits (the sums of what
-// grad_output weighs). scratch: padded(features) values of the dot products' type, 64-byte aligned.
+// Computes parts [first, last); the loss is kBce. Output: kLossSum or kLossSumAndGrad; kLoss, into loss.out;
+// kGradLogits, the gradients of the losses times grad_output. scratch: padded(features) values of the dot products'
+// type, 64-byte aligned.
 using LinearKernel = void(const LinearProblem& problem, int64_t first, int64_t last, Output output, void* scratch);
 LinearKernel baseline_linear_kernel, avx2_linear_kernel, avx512_linear_kernel;
 
