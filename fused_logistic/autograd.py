@@ -33,7 +33,7 @@ def handed_out(grad_output: Tensor) -> bool:
 
 
 def is_one(grad_output: Tensor) -> bool:
-    """Whether ``grad_output`` is known to be 1. Looked at only where that waits for no device and nothing records it."""
+    """Whether it is known to be 1: looked at only where that waits for no device and nothing records it."""
     if type(grad_output) is not Tensor or not grad_output.is_cpu or torch.compiler.is_compiling() or _modes():
         return False
     return grad_output.item() == 1
