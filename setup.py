@@ -30,7 +30,8 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # else a page of errors abou
 ROOT = Path(__file__).parent
 DEBUG = os.environ.get("DEBUG", "0") == "1"
 FORCE_CUDA = os.environ.get("FORCE_CUDA", "0") == "1"
-CUDA = Path(CUDA_HOME or "")
+TOOLKIT = CUDA_HOME or os.environ.get("CUDA_HOME", "")  # a torch without CUDA looks for none
+CUDA = Path(TOOLKIT)
 NVCC = CUDA / "bin" / "nvcc"
 # One for each generation: code for x.0 runs on x.1, x.2, ... too. PTX of the last is for the generations after it.
 CUDA_ARCHS = ("7.5", "8.0", "9.0", "10.0", "12.0")
@@ -68,12 +69,12 @@ def why_no_cuda() -> str:
     missing = ""
     if torch.version.cuda is None and not FORCE_CUDA:  # they do not depend on the torch that they are built with
         missing = f"torch {torch.__version__} is a build without CUDA"
-    elif not CUDA_HOME:  # looked for only where it is needed
+    elif not TOOLKIT:  # looked for only where it is needed
         missing = "no CUDA toolkit was found (set CUDA_HOME)"
     elif not os.access(NVCC, os.X_OK):
         missing = f"there is no compiler at {NVCC} (set CUDA_HOME)"
     elif cuda_include() is None:
-        missing = f"there is no include/cuda_runtime.h in {CUDA_HOME} (set CUDA_HOME)"
+        missing = f"there is no include/cuda_runtime.h in {TOOLKIT} (set CUDA_HOME)"
     if missing and FORCE_CUDA:
         sys.exit(f"fused_logistic: FORCE_CUDA=1, but {missing}")
     return missing
@@ -137,7 +138,8 @@ class BuildLibraries(BuildExtension):
         empty = [os.environ.get("CXX", "c++"), "-shared", "-x", "c", "/dev/null", "-o", stub]
         subprocess.run([*empty, "-Wl,-soname,libtorch_cuda.so"], check=True)
         cudart = next(CUDA.glob("**/libcudart_static.a"))
-        extension.extra_objects += [str(kernels), str(cudart), "-Wl,--no-as-needed", str(stub)]
+        needed = ["-Wl,--no-as-needed", str(stub), "-Wl,--as-needed"]
+        extension.extra_objects += [str(kernels), str(cudart), *needed]
 
 
 def main() -> None:
