@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch.autograd import forward_ad
 
 import fused_logistic as fl
+from tests.conftest import REDUCTIONS
 
-REDUCTIONS = ["none", "mean", "sum"]
 WEIGHTS = ["plain", "weight", "pos_weight", "both"]
 
 

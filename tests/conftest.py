@@ -7,6 +7,7 @@ import torch
 
 from fused_logistic import _C, autograd, layer, ops
 
+REDUCTIONS = ["none", "mean", "sum"]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 

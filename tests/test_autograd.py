@@ -8,9 +8,8 @@ from torch.autograd import gradcheck, gradgradcheck
 import fused_logistic as fl
 from fused_logistic import ops, reference
 from fused_logistic.autograd import BinaryCrossEntropyWithLogits
-from tests.conftest import grad_arguments, loss_arguments
+from tests.conftest import REDUCTIONS, grad_arguments, loss_arguments
 
-REDUCTIONS = ["none", "mean", "sum"]
 WEIGHTS = ["plain", "weight", "pos_weight", "both"]
 
 
@@ -111,46 +110,6 @@ def test_opcheck(reduction, weights):
             torch.library.opcheck(ops.bce_with_grad, loss_arguments(*tensors, None, reduction))
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_several_backward_calls(reduction):
-    """retain_graph, another grad_output each time, and a .grad that is changed in place between them."""
-    logits, target, _, _ = operands("plain")
-    expected = F.binary_cross_entropy_with_logits(logits, target, reduction=reduction)
-    loss = fl.binary_cross_entropy_with_logits(logits, target, reduction=reduction)
-    for factor in (1.0, 3.0, 0.0):
-        logits.grad = None
-        loss.backward(torch.full_like(loss, factor), retain_graph=True)
-        (want,) = torch.autograd.grad(expected, logits, torch.full_like(expected, factor), retain_graph=True)
-        torch.testing.assert_close(logits.grad, want, rtol=1e-12, atol=1e-15)
-        logits.grad.mul_(7)  # its owner may do this
-    logits.grad = None
-    loss.backward(torch.ones_like(loss), retain_graph=True)
-    loss.backward(torch.ones_like(loss))
-    (want,) = torch.autograd.grad(expected, logits, torch.ones_like(expected))
-    torch.testing.assert_close(logits.grad, 2 * want, rtol=1e-12, atol=1e-15)
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_loss_scaling_keeps_the_digits(dtype, compiled):
-    """Mixed precision multiplies the loss by 2^16 so that fp16 gradients, each 1/N of something, do not underflow."""
-    n, scale = 1 << 20, 65536.0
-    logits = (4 * torch.randn(n)).to(dtype).requires_grad_()
-    target = torch.randint(0, 2, (n,)).float()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        if compiled:
-            loss = BinaryCrossEntropyWithLogits.apply(*loss_arguments(logits, target, dtype=torch.float32))
-        else:
-            loss = fl.binary_cross_entropy_with_logits(logits, target)
-    (loss * scale).backward()
-    exact = (logits.detach().double().sigmoid() - target.double()) * (scale / n)
-    normal = exact.abs() >= torch.finfo(dtype).tiny
-    error = ((logits.grad.double() - exact) / exact)[normal].abs()
-    assert error.max() <= torch.finfo(dtype).eps  # 1 ulp
-    absolute = (logits.grad.double() - exact)[~normal].abs()
-    assert absolute.numel() == 0 or absolute.max() <= torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
-
-
 def test_the_gradient_is_not_copied():
     """Where grad_output is 1 the tensor that the forward pass wrote becomes .grad: no second pass, no second block."""
     logits = torch.randn(1 << 20, requires_grad=True)
@@ -194,25 +153,6 @@ def test_gradient_penalty():
         grads.append((g.detach(), gg.detach(), ggg))
     for ours, torchs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-10, atol=1e-14)
-
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_saved_tensors_changed_in_place_raise(reduction):
-    logits = torch.randn(5, dtype=torch.double, requires_grad=True)
-    hidden, target = logits * 1, torch.rand(5, dtype=torch.double)
-    loss = fl.binary_cross_entropy_with_logits(hidden, target, reduction=reduction).sum()
-    target.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-def test_without_grad_nothing_is_saved():
-    logits, target, _, _ = operands("plain")
-    for context in (torch.no_grad, torch.inference_mode):
-        with context():
-            loss = fl.binary_cross_entropy_with_logits(logits, target)
-        assert not loss.requires_grad and loss.grad_fn is None
-    assert fl.binary_cross_entropy_with_logits(logits.detach(), target.detach()).grad_fn is None
 
 
 def test_under_saved_tensor_hooks():

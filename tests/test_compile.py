@@ -11,8 +11,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import grad, hessian, jvp, vmap
 
 import fused_logistic as fl
+from tests.conftest import REDUCTIONS
 
-REDUCTIONS = ["none", "mean", "sum"]
 WEIGHTS = ["plain", "weight", "pos_weight", "both"]
 inductor = pytest.param("inductor", marks=pytest.mark.slow)
 

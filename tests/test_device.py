@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.utils.backend_registration
-from conftest import same_bits
+from conftest import DTYPES, same_bits
 
 import fused_logistic as fl
 
-FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -28,7 +27,7 @@ def step(logits, target, **options):
 
 @pytest.mark.parametrize("target_type", [None, torch.bool, torch.int64], ids=["like logits", "bool", "int64"])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bits_of_the_cpu(dtype, reduction, target_type, device):
     """Loss and gradient, with and without weights and options; aligned and not; one chunk and several."""
     for n in (1, 1021, 8192, 3 * 8192 + 5):
@@ -70,7 +69,7 @@ def large(device="cuda"):
 
 @pytest.mark.cuda
 @needs_gpu
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nothing_waits_for_the_gpu(dtype):
     logits, target = (tensor.to(dtype) for tensor in large())
     mask = target > 0.2

@@ -12,10 +12,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import fused_logistic as fl
 from fused_logistic import ops, reference
-from tests.conftest import grad_arguments, loss_arguments, same_bits
-
-REDUCTIONS = ["none", "mean", "sum"]
-
+from tests.conftest import REDUCTIONS, grad_arguments, loss_arguments, same_bits
 
 # ---- Derivatives and transforms --------------------------------------------------------------------------------------
 

@@ -10,10 +10,9 @@ from torch.autograd import gradcheck, gradgradcheck
 import fused_logistic as fl
 from fused_logistic import _C, ops
 from fused_logistic.autograd import LinearBinaryCrossEntropy
-from tests.conftest import DTYPES, layer_arguments, same_bits
+from tests.conftest import DTYPES, REDUCTIONS, layer_arguments, same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse")
-REDUCTIONS = ["none", "mean", "sum"]
 
 
 def torchs_logits(input, linear_weight, linear_bias):
@@ -249,58 +248,6 @@ def test_other_operands_that_require_grad(labels, other):
         return fl.linear_binary_cross_entropy(x, w, extra if other == "target" else target, linear_bias=b, **options)
 
     assert gradcheck(function, (x, w, b, target if other == "target" else rand[other]))
-
-
-@pytest.mark.parametrize("labels", [1, 5])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_several_backward_calls(reduction, labels):
-    """retain_graph, another grad_output each time, and a .grad that is changed in place between them."""
-    x, w, b, shape = layer((6,), 3, labels)
-    target = torch.rand(shape, dtype=torch.double)
-    expected = torchs(x, w, target, linear_bias=b, reduction=reduction)
-    loss = fl.linear_binary_cross_entropy(x, w, target, linear_bias=b, reduction=reduction)
-    for factor in (1.0, 3.0, 0.0):
-        x.grad = w.grad = b.grad = None
-        loss.backward(torch.full_like(loss, factor), retain_graph=True)
-        want = torch.autograd.grad(expected, (x, w, b), torch.full_like(expected, factor), retain_graph=True)
-        assert_same((x.grad, w.grad, b.grad), want)
-        for t in (x, w, b):
-            t.grad.mul_(7)  # its owner may do this
-
-
-def test_gradient_penalty():
-    x, w, b, shape = layer((6,), 3, 4)
-    target = torch.rand(shape, dtype=torch.double)
-    results = []
-    for function in (fl.linear_binary_cross_entropy, torchs):
-        loss = function(x, w, target, linear_bias=b)
-        grads = torch.autograd.grad(loss, (x, w, b), create_graph=True)
-        penalty = sum((g**2).sum() for g in grads) + loss
-        results.append(torch.autograd.grad(penalty, (x, w, b)))
-    assert_same(*results)
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("labels", [1, 64])
-def test_fp16_gradients_do_not_underflow_under_a_loss_scale(labels, compiled):
-    n, scale = 4096 * 64 // labels, 65536.0
-    x, w, b, shape = layer((n,), 4, labels, dtype=torch.float16)
-    target = torch.randint(0, 2, shape).float()
-    if compiled:
-        (LinearBinaryCrossEntropy.apply(*layer_arguments(x, w, b, target)) * scale).backward()
-    else:
-        (fl.linear_binary_cross_entropy(x, w, target, linear_bias=b) * scale).backward()
-    exact = [t.detach().double().requires_grad_() for t in (x, w, b)]
-    (torchs(exact[0], exact[1], target.double(), linear_bias=exact[2]) * scale).backward()
-    for ours, want in zip((x, w, b), exact, strict=True):
-        error = (ours.grad.double() - want.grad).abs().max() / want.grad.abs().max()
-        assert error <= 8 * torch.finfo(torch.float16).eps, error
-
-
-def test_under_no_grad_nothing_is_saved():
-    x, w, b, shape = layer((6,), 3, 4)
-    with torch.no_grad():
-        assert fl.linear_binary_cross_entropy(x, w, torch.rand(shape), linear_bias=b).grad_fn is None
 
 
 @pytest.mark.parametrize("labels", [1, 3])

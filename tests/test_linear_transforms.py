@@ -11,9 +11,9 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import fused_logistic as fl
+from tests.conftest import REDUCTIONS
 from tests.test_linear import assert_same, layer, step, torchs
 
-REDUCTIONS = ["none", "mean", "sum"]
 OURS_AND_TORCHS = (fl.linear_binary_cross_entropy, torchs)
 
 

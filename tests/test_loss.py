@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 import fused_logistic as fl
 from fused_logistic import reference
-from tests.conftest import DTYPES
-
-REDUCTIONS = ["none", "mean", "sum"]
+from tests.conftest import DTYPES, REDUCTIONS
 
 
 def both(logits, target, **options):

@@ -9,8 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fused_logistic as fl
 from fused_logistic import reference
-
-REDUCTIONS = ["none", "mean", "sum"]
+from tests.conftest import REDUCTIONS
 
 
 def composed(logits, target, weight, pos_weight, reduction, label_smoothing, ignore_index, mask):
