@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import autograd, checks, ops
-from .composite import Options
 from .functional import REDUCTIONS, check_reduction
+from .options import Options
 
 _OP = checks.LAYER
 # Dynamo takes no sparse tensors: what is compiled calls this between two graphs.

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import composite, ops
-from .composite import Layer, Options
+from . import checks, composite, ops
+from .composite import Layer
+from .options import Options
 
 
 def _each(function: Callable[[Tensor], Tensor], *operands: Tensor | None) -> list[Any]:
@@ -327,8 +328,8 @@ class _Tiled:
         """All but the positives have the target 0.
 
         The positives' logits are taken out, and in their place stands one whose loss and gradient for the target 0 are
-        exactly 0 (with label smoothing: whose loss is known). Then the positives' own results are put in. Nothing but
-        the positives is touched twice.
+        exactly 0 (or, where the options leave no such logit, whose loss is known). Then the positives' own results are
+        put in. Nothing but the positives is touched twice.
         """
         m = self.matrices
         row, column, value = positives.row[part], positives.column[part], positives.value[part]
@@ -338,12 +339,12 @@ class _Tiled:
             return matrix.expand(m.rows, m.labels)[row, column]
 
         weight, pos_weight, grad_output = _each(there, m.weight, m.pos_weight, m.grad_output)
-        smooth = Options(*self.options).label_smoothing != 0
+        is_free = Options(*self.options).zero_is_free
         flat = logits.view(-1)
         logits_there = flat.index_select(0, place)
-        flat.index_fill_(0, place, 0 if smooth else -math.inf)
+        flat.index_fill_(0, place, -math.inf if is_free else 0)
         grad = self.dense(logits, self.background.expand(tile.rows, tile.labels), tile)
-        if smooth and self.loss_sum is not None:
+        if not is_free and self.loss_sum is not None:
             neutral = torch.zeros_like(logits_there), torch.zeros_like(value), weight, pos_weight, None, None
             self.loss_sum -= ops.bce(*neutral, ops.SUM, torch.float64, *self.options)
         losses = None if self.losses is None else self.losses.new_empty(place.numel())
@@ -390,7 +391,7 @@ def linear_bce(*arguments: Any) -> Tensor:
 
 def linear_bce_with_grad(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layer, (dtype, output_mask, *options) = Layer.split(arguments)
-    composite.check_reduced("linear_bce_with_grad", layer.reduction)
+    checks.reduced("linear_bce_with_grad", layer.reduction)
     return _compute(layer, None, dtype, output_mask, options)
 
 
