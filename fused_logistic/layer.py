@@ -130,6 +130,7 @@ _NARROW = 1024  # products with a narrower side are slow
 # On the CPU 8 MiB, which the last-level cache holds, took up to 15 % less time than 32 MiB with few features, and as
 # much with 512, over shapes from 64 x 1,000,000 to 65,536 x 1,000.
 _CPU_BYTES, _BYTES = 8 << 20, 32 << 20
+_LARGE = 1 << 20  # of fewer bytes (csrc/cpu/memory.h) ops.empty would be torch.empty, some microseconds later
 
 
 class _Tile(NamedTuple):
@@ -212,6 +213,8 @@ class _Tiled:
             self.grad_bias = torch.zeros(m.labels, dtype=self.dtype, device=self.device)
 
     def empty(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        if self.is_cpu and rows * columns * dtype.itemsize >= _LARGE:
+            return ops.call(ops.empty, [rows, columns], dtype)
         return torch.empty(rows, columns, dtype=dtype, device=self.device)
 
     def sum_dtype(self, products: int) -> torch.dtype:
