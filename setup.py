@@ -18,7 +18,7 @@ try:
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
 except ModuleNotFoundError as error:
     sys.exit(
-        f"fused_logistic is built against your installed torch, and importing torch failed: {error}.\n"
+        f"fused_logistic is built with the headers of torch, 2.11 or newer, and importing torch failed: {error}.\n"
         "Install torch first, or let pip see the one that is installed:  pip install --no-build-isolation ."
     )
 if int(setuptools.__version__.split(".")[0]) < 77:  # else a page of errors about pyproject.toml

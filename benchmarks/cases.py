@@ -50,7 +50,7 @@ class Case:
     x_label: str = "number of elements"
     # What has to cross the memory bus at least, for GB/s: None where memory is not the limit.
     bytes: int | None = None
-    # provider -> (its time / ours) has to be at least this (DESIGN's targets); the report says where it is not.
+    # provider -> (its time / ours) has to be at least this; the report says where it is not.
     targets: Mapping[str, float] = field(default_factory=dict)
     # the providers whose peak memory is measured too
     memory: tuple[str, ...] = ()

@@ -60,10 +60,10 @@ def one_label(rows: int, features: int, device: str) -> dict[str, Step]:
 def _products(x: Tensor, weight: Tensor) -> None:
     """The three matrix products that a step cannot do without, in tiles as ours."""
     x_grad, weight_grad = torch.empty_like(x), torch.empty_like(weight)
-    chunk = x.new_empty(TILE[0] * TILE[1])
+    tile = x.new_empty(TILE[0] * TILE[1])
     for label, row in itertools.product(range(0, len(weight), TILE[1]), range(0, len(x), TILE[0])):
         some_x, some_weight = x[row : row + TILE[0]], weight[label : label + TILE[1]]
-        logits = chunk[: len(some_x) * len(some_weight)].view(len(some_x), len(some_weight))
+        logits = tile[: len(some_x) * len(some_weight)].view(len(some_x), len(some_weight))
         torch.mm(some_x, some_weight.T, out=logits)
         for grad, a, b, partial in (
             (x_grad[row : row + TILE[0]], logits, some_weight, label > 0),

@@ -2,7 +2,7 @@
 // (CPU). Where elements come from and go to is the kernel's business: it hands in an Access, whose members load and
 // store when they are called, so that few values are in registers at a time.
 //
-// A new loss is a struct here, its parameters in Options (problem.h) and Settings, and a line in with_loss.
+// A new loss is a struct here, its name and parameters in options.h, these in Settings, and a line in with_loss.
 #pragma once
 #include "logistic.h"
 #include "problem.h"

@@ -1,9 +1,12 @@
 // The schemas of the ops, the only place where their arguments are listed. The kernels are registered in cpu/launch.cpp and
-// cuda/launch.cpp; what differentiates, composes and checks them, and computes the layer's, in fused_logistic/ops.py.
+// cuda/launch.cpp, but those of the layer's ops, fused_logistic/layer.py, in fused_logistic/registration.py, with all that
+// torch asks beside them: fused_logistic/composite.py differentiates, checks.py checks.
 #include <torch/csrc/stable/library.h>
 
-// Every op ends with the options. gamma: the focal loss, with alpha or without; none: binary cross entropy.
-#define OPTIONS ", float label_smoothing=0.0, int? ignore_index=None, float? gamma=None, float? alpha=None) -> "
+#include "options.h"
+
+// Every op ends with the options.
+#define OPTIONS ", " FL_OPTIONS_SCHEMA ") -> "
 
 // count: a float64 scalar, the number of elements that a mean is taken over, where mask or ignore_index leave some out.
 // reduction: 0 none, 1 mean, 2 sum (an int: DTensor caches sharding decisions by ints, not by strings).

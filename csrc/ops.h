@@ -2,8 +2,11 @@
 //
 //   explicit Backend(const Tensor& logits)        makes the device that it is on the current one
 //   Tensor empty(sizes, strides, dtype)           an elementwise result
-//   void run(problem, output, mean, result)       mean: what a sum is divided by, and a gradient; result: null, or the scalar
-//                                                 tensor of an output that has a sum
+//   bool is_one(grad_output)                      whether it is seen to be 1 without waiting for the device
+//   void run(problem, output, mean, result, made_for_one = false)
+//                                                 mean: what a sum is divided by, and a gradient; result: null, or the scalar
+//                                                 tensor of an output that has a sum; made_for_one: the output already holds
+//                                                 the gradient for a grad_output of 1
 #pragma once
 #include <torch/csrc/stable/library.h>
 
@@ -23,7 +26,7 @@ template <class Backend>
 struct Ops {
   static Tensor bce(FL_OPERANDS, int64_t reduction, ScalarType dtype, FL_OPTIONS) {
     const Backend backend(logits);
-    TensorProblem on("bce", FL_GIVEN_OPERANDS, FL_GIVEN_OPTIONS);
+    TensorProblem on("bce", FL_GIVEN_OPERANDS, FL_GIVEN_OPTIONS("bce"));
     if (reduction == kNone) {
       const Tensor loss = allocate_out(backend, on, dtype);
       backend.run(on.problem, Output::kLoss, {}, nullptr);
@@ -37,7 +40,7 @@ struct Ops {
   static std::tuple<Tensor, Tensor> bce_with_grad(FL_OPERANDS, int64_t reduction, ScalarType dtype, FL_OPTIONS) {
     require(reduction != kNone, "bce_with_grad", "reduction is neither 1 (mean) nor 2 (sum)");
     const Backend backend(logits);
-    TensorProblem on("bce_with_grad", FL_GIVEN_OPERANDS, FL_GIVEN_OPTIONS);
+    TensorProblem on("bce_with_grad", FL_GIVEN_OPERANDS, FL_GIVEN_OPTIONS("bce_with_grad"));
     const Tensor grad = allocate_out(backend, on, logits.scalar_type()), loss = empty_scalar(dtype, logits);
     backend.run(on.problem, Output::kLossSumAndGrad, mean(on, count, reduction), &loss);
     return {loss, grad};
@@ -45,7 +48,7 @@ struct Ops {
 
   static Tensor bce_backward(const Tensor& grad_output, FL_OPERANDS, int64_t reduction, int64_t wrt, FL_OPTIONS) {
     const Backend backend(logits);
-    TensorProblem on("bce_backward", FL_GIVEN_OPERANDS, FL_GIVEN_OPTIONS);
+    TensorProblem on("bce_backward", FL_GIVEN_OPERANDS, FL_GIVEN_OPTIONS("bce_backward"));
     on.set_grad_output(grad_output);
     const auto [output, operand] = derivative(FL_GIVEN_OPERANDS, Wrt(wrt));
     const Tensor grad = allocate_out(backend, on, operand->scalar_type());
@@ -57,7 +60,7 @@ struct Ops {
                             FL_OPTIONS) {
     const Backend backend(logits);
     if (backend.is_one(grad_output)) return;
-    TensorProblem on("bce_backward_", FL_GIVEN_OPERANDS, FL_GIVEN_OPTIONS);
+    TensorProblem on("bce_backward_", FL_GIVEN_OPERANDS, FL_GIVEN_OPTIONS("bce_backward_"));
     on.set_grad_output(grad_output);
     const auto mine = grad_logits.strides(), expected = on.strides();
     require(grad_output.numel() == 1 && grad_logits.scalar_type() == logits.scalar_type() &&
@@ -70,7 +73,7 @@ struct Ops {
   static Tensor bce_count(const Tensor& target, const OptionalTensor& mask, std::optional<int64_t> ignore_index) {
     const Backend backend(target);
     const Tensor count = empty_scalar(ScalarType::Double, target);
-    TensorProblem on("bce_count", target, mask, options_of(0, ignore_index, {}, {}));
+    TensorProblem on("bce_count", target, mask, leaving_out(ignore_index));
     backend.run(on.problem, Output::kCount, {}, &count);
     return count;
   }
@@ -83,10 +86,9 @@ struct Ops {
   }
 
   static Mean mean(const TensorProblem& on, const OptionalTensor& count, int64_t reduction) {
-    const Options& options = on.problem.options;
     if (reduction != kMean) return {};
     if (count.has_value()) return {static_cast<const double*>(count->const_data_ptr())};
-    require(on.problem.mask.data == nullptr && !options.has_ignore_index, "bce",
+    require(on.problem.mask.data == nullptr && !on.problem.options.has_ignore_index, on.op(),
             "a mean over some of the elements needs their count");
     return {nullptr, double(on.problem.numel)};
   }

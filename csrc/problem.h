@@ -2,8 +2,7 @@
 #pragma once
 #include <stdint.h>
 
-// What the CUDA library and the Python module take from the library of the ops.
-#define FL_API __attribute__((visibility("default")))
+#include "options.h"
 
 namespace fused_logistic {
 
@@ -29,18 +28,6 @@ enum class Output : int8_t {
   kGradPosWeight,
 };
 
-enum class Loss : int8_t { kBce, kFocal };  // which struct of losses.h
-
-// What the user asks for beside the tensors.
-struct Options {
-  double label_smoothing = 0;
-  bool has_ignore_index = false;
-  double ignore_index = 0;
-  Loss loss = Loss::kBce;
-  // kFocal: the loss times q^gamma and alpha_t, which is alpha y + alpha_opposite (1 - y); 1 and 1 without alpha
-  double gamma = 0, alpha = 1, alpha_opposite = 1;
-};
-
 struct Problem {
   int64_t numel = 0;
   Operand logits, target, weight, pos_weight, mask, grad_output;
@@ -62,17 +49,15 @@ static constexpr bool is_full(const Operand& operand, int64_t numel) {
   return operand.inner == 1 && operand.size == numel;
 }
 
-// Whether the formula is the plain one: the logistic loss itself with p = w = 1, targets as they are and all elements
-// kept, for an output that is worth kernels of its own for this.
+// Whether the formula is the plain one: no options, p = w = 1 and all elements kept, for an output that is worth kernels of
+// its own for this.
 static constexpr bool has_plain_kernels(Output output) {
   return output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kLoss ||
          output == Output::kGradLogits;
 }
 static constexpr bool is_plain(const Problem& problem, Output output) {
-  const Options& options = problem.options;
   return has_plain_kernels(output) && problem.weight.data == nullptr && problem.pos_weight.data == nullptr &&
-         problem.mask.data == nullptr && options.label_smoothing == 0 && !options.has_ignore_index &&
-         options.loss == Loss::kBce;
+         problem.mask.data == nullptr && is_plain(problem.options);
 }
 
 // The order of every sum, on every backend, whatever the number of threads or the grid: a chunk of kChunk elements is a

@@ -10,8 +10,6 @@
 namespace fused_logistic {
 namespace {
 
-constexpr double kMaxGamma = 1e30;  // in fp32 its product with the logarithm of a probability is still finite
-
 // An op of torch's by its name.
 template <class... Arguments>
 Tensor call(const char* name, const Arguments&... arguments) {
@@ -103,21 +101,6 @@ Tensor empty_strided(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides,
                                                          to<int32_t>(from(dtype)), to<int32_t>(from(device.type())),
                                                          device.index(), &result));
   return Tensor(result);
-}
-
-Options options_of(FL_OPTIONS) {
-  require(label_smoothing >= 0 && label_smoothing <= 1, "bce", "label_smoothing is not between 0 and 1");
-  require(!gamma.has_value() || (*gamma >= 0 && *gamma <= kMaxGamma), "bce", "gamma is not between 0 and 1e30");
-  require(!alpha.has_value() || (*alpha >= 0 && *alpha <= 1 && gamma.has_value()), "bce", "alpha does not fit");
-  Options options;
-  options.label_smoothing = label_smoothing;
-  options.has_ignore_index = ignore_index.has_value();
-  options.ignore_index = double(ignore_index.value_or(0));
-  if (!gamma.has_value()) return options;
-  options.loss = Loss::kFocal;
-  options.gamma = *gamma;
-  if (alpha.has_value()) options.alpha = *alpha, options.alpha_opposite = 1 - *alpha;
-  return options;
 }
 
 TensorProblem::TensorProblem(const char* op, const Tensor& logits, const OptionalTensor& mask)

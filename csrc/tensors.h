@@ -15,12 +15,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// A kernel's refusal, a RuntimeError in Python, where fused_logistic/checks.py finds out what to tell the user.
-[[noreturn]] FL_API void refuse(const char* op, const char* what);
-inline void require(bool condition, const char* op, const char* what) {
-  if (!condition) refuse(op, what);
-}
-
 FL_API DType dtype_of(ScalarType type);
 FL_API bool is_floating(ScalarType type);
 
@@ -34,7 +28,7 @@ enum Reduction : int64_t { kNone, kMean, kSum };  // torch's numbers
 // Which operand a derivative is taken with respect to.
 enum class Wrt : int64_t { kLogits, kTarget, kWeight, kPosWeight };
 
-// The arguments that the ops share: the operands, and the options, which travel on as one value.
+// The operands that the ops share. Behind them come the options (options.h).
 // count: the number of elements that a mean is taken over, where that is not all of them.
 struct Operands {
   const Tensor& logits;
@@ -49,11 +43,6 @@ struct Operands {
       const OptionalTensor &mask, const OptionalTensor &count
 #define FL_GIVEN_OPERANDS \
   Operands { logits, target, weight, pos_weight, mask, count }
-#define FL_OPTIONS \
-  double label_smoothing, std::optional<int64_t> ignore_index, std::optional<double> gamma, std::optional<double> alpha
-#define FL_GIVEN_OPTIONS options_of(label_smoothing, ignore_index, gamma, alpha)
-
-FL_API Options options_of(FL_OPTIONS);
 
 // A Problem and the tensors that it points into.
 class FL_API TensorProblem {
@@ -68,6 +57,7 @@ class FL_API TensorProblem {
   void set_out(const Tensor& out);
   IntHeaderOnlyArrayRef sizes() const { return logits_.sizes(); }
   IntHeaderOnlyArrayRef strides() const { return logits_.strides(); }
+  const char* op() const { return op_; }
 
   Problem problem;
 

@@ -9,7 +9,7 @@ The data is made up, in the shape that tagging and recommendation have:
 * each label has a random direction u_k of unit length; a sample's features are the mean of its labels' directions times
   4, plus standard normal noise times 1 / sqrt(features).
 
-The targets are torch.sparse_csr: no dense target and no whole logits ever exist, only a chunk of 8 MiB. Printed are
+The targets are torch.sparse_csr: no dense target and no whole logits ever exist, only a tile of 8 MiB. Printed are
 the precision at 1, 3 and 5 on held-out samples, of the model and of always naming the most frequent labels, and the
 peak of the memory beside what the weights, their gradient and Adagrad's state need.
 """

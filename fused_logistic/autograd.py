@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import composite, layer, ops, sharding
+from .options import Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _modes = torch._C._len_torch_dispatch_stack
@@ -102,13 +103,13 @@ def loss(
     pos_weight: Tensor | None,
     mask: Tensor | None,
     reduction: int,
-    options: tuple[Any, ...],
+    options: Options,
     promotes: bool = False,
 ) -> Tensor:
     """The loss of the public functions: of the op or, where a gradient may be asked for, of the Function."""
     dtype, count = loss_dtype(input, target, promotes), None
-    if reduction == ops.MEAN and (mask is not None or options[1] is not None):
-        count = ops.call(ops.bce_count, target, mask, options[1])
+    if reduction == ops.MEAN and (mask is not None or options.leaves_out):
+        count = ops.call(ops.bce_count, target, mask, options.ignore_index)
     if type(input) not in _PLAIN and sharding.is_dtensor(input) and reduction != ops.NONE:
         return sharding.reduced(_apply, input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
     return _apply(input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
@@ -177,15 +178,15 @@ def linear_loss(
     pos_weight: Tensor | None,
     reduction: int,
     chunk_bytes: int | None,
-    options: tuple[Any, ...],
+    options: Options,
 ) -> Tensor:
     """The layer's loss: of the op, of the Function or, where anything but the layer is differentiated, composed.
 
     ``operands``: input, linear_weight, linear_bias. ``target``: itself, or the values and indices of a sparse one.
     """
     dtype, count = loss_dtype(operands[0], target[0]), None
-    if reduction == ops.MEAN and options[1] is not None:
-        count = layer.count(operands[0], operands[1], *target, options[1])
+    if reduction == ops.MEAN and options.leaves_out:
+        count = layer.count(operands[0], operands[1], *target, options.ignore_index)
     if torch.is_autocast_enabled(operands[0].device.type):  # outside of the Function, so that autograd sees the casts
         low = torch.get_autocast_dtype(operands[0].device.type)
         operands = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in operands)  # type: ignore[assignment]

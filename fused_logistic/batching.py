@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
-from . import composite, ops
+from . import checks, composite, ops
 from .composite import Layer
 
 _Dims = Sequence[Any]  # of every argument the batch's dimension; None: not batched
@@ -81,7 +81,7 @@ def _bce_backward(info: Any, in_dims: _Dims, grad_output: Tensor, *args: Any) ->
 
 
 def _bce_with_grad(info: Any, in_dims: _Dims, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    composite.check_reduced("bce_with_grad", args[6])
+    checks.reduced("bce_with_grad", args[6])
     loss, _ = _bce(info, in_dims, *args)
     operands, (_, *options) = args[:7], args[7:]
     grad, _ = _bce_backward(info, (None, *in_dims), args[0].new_ones(()), *operands, ops.LOGITS, *options)
@@ -159,7 +159,7 @@ def _linear_bce_backward(info: Any, in_dims: _Dims, grad_output: Tensor, *args: 
 
 def _linear_bce_with_grad(info: Any, in_dims: _Dims, *args: Any) -> tuple[Any, Any]:
     dtype, output_mask, *options = args[_LAYER:]
-    composite.check_reduced("linear_bce_with_grad", Layer(*args[:_LAYER]).reduction)
+    checks.reduced("linear_bce_with_grad", Layer(*args[:_LAYER]).reduction)
     layers = _Layers(info, in_dims[:_LAYER], args[:_LAYER])
     (loss, grad), _ = _bce_with_grad(info, layers.in_dims, *layers.operands, dtype, *options)
     return (loss, *layers.backward(grad, output_mask)), (0, 0, 0, 0)

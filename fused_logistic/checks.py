@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LOSS, FOCAL, LAYER = "binary_cross_entropy_with_logits", "sigmoid_focal_loss", "linear_binary_cross_entropy"
-MAX_GAMMA = 1e30  # in float32 its product with the logarithm of a probability is still finite
+from .options import Options
+
+LAYER = "linear_binary_cross_entropy"
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _READABLE = (*_FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -79,17 +80,15 @@ def _floating(op: str, name: str, tensor: Tensor) -> None:
         )
 
 
-def _options(
-    op: str, reduction: int, label_smoothing: float, ignore_index: int | None, gamma: float | None, alpha: float | None
-) -> None:
+def _reduction(op: str, reduction: int) -> None:
     if reduction not in (0, 1, 2):
         raise ValueError(f"{op}: expected reduction 0 (none), 1 (mean) or 2 (sum), got {reduction}")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"{op}: expected label_smoothing between 0 and 1, got {label_smoothing:g}")
-    if gamma is not None and not 0 <= gamma <= MAX_GAMMA:
-        raise ValueError(f"{op}: expected gamma between 0 and {MAX_GAMMA:g}, got {gamma:g}")
-    if alpha is not None and not (0 <= alpha <= 1 and gamma is not None):
-        raise ValueError(f"{op}: expected alpha between 0 and 1, and gamma with it, got alpha {alpha:g}")
+
+
+def reduced(op: str, reduction: int) -> None:
+    """For the ops that give gradients with the loss, which is then a mean or a sum."""
+    if reduction not in (1, 2):
+        raise ValueError(f"{op}: expected reduction 1 (mean) or 2 (sum), got {reduction}")
 
 
 def _count(op: str, count: Tensor | None, like: Tensor, partial: bool, reduction: int) -> None:
@@ -112,17 +111,15 @@ def loss(
     mask: Tensor | None,
     count: Tensor | None,
     reduction: int,
-    label_smoothing: float = 0.0,
-    ignore_index: int | None = None,
-    gamma: float | None = None,
-    alpha: float | None = None,
+    *options: Any,
 ) -> None:
     """What every op of the losses asks: see :func:`fused_logistic.binary_cross_entropy_with_logits`.
 
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as the public functions say.
     """
-    op = LOSS if gamma is None else FOCAL
+    given = Options(*options)
+    op = given.loss
     _floating(op, "logits", logits)
     _strided(op, "logits", logits, NotImplementedError)
     _strided(op, "target", target, NotImplementedError, f"; {LAYER} takes sparse targets")
@@ -138,14 +135,9 @@ def loss(
         _readable(op, tensor)
     if mask is not None and mask.dtype != torch.bool:
         raise TypeError(f"{op}: expected mask of dtype bool, got {dtype_name(mask.dtype)}")
-    _options(op, reduction, label_smoothing, ignore_index, gamma, alpha)
-    _count(op, count, logits, mask is not None or ignore_index is not None, reduction)
-
-
-def _reduced(op: str, reduction: int) -> None:
-    """For the ops that give gradients with the loss, which is then a mean or a sum."""
-    if reduction not in (1, 2):
-        raise ValueError(f"{op}: expected reduction 1 (mean) or 2 (sum), got {reduction}")
+    _reduction(op, reduction)
+    given.check(op)
+    _count(op, count, logits, mask is not None or given.leaves_out, reduction)
 
 
 def layer(
@@ -160,17 +152,14 @@ def layer(
     count: Tensor | None,
     reduction: int,
     chunk_bytes: int | None,
-    label_smoothing: float = 0.0,
-    ignore_index: int | None = None,
-    gamma: float | None = None,
-    alpha: float | None = None,
+    *options: Any,
 ) -> None:
     """What every op of the layer asks: see :func:`fused_logistic.linear_binary_cross_entropy`.
 
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as the public function says.
     """
-    op = LAYER
+    op, given = LAYER, Options(*options)
     _strided(op, "input", input, ValueError)
     _floating(op, "input", input)
     if input.dim() < 1:
@@ -216,12 +205,11 @@ def layer(
         _broadcasts(op, name, tensor, logits)
         _same_device(op, name, tensor, input)
         _readable(op, tensor)
-    _options(op, reduction, label_smoothing, ignore_index, gamma, alpha)
-    if gamma is not None:
-        raise NotImplementedError(f"{op}: expected no gamma, got {gamma:g}")
+    _reduction(op, reduction)
+    given.check_of_layer(op)
     if chunk_bytes is not None and chunk_bytes <= 0:
         raise ValueError(f"{op}: expected chunk_bytes > 0, got {chunk_bytes}")
-    _count(op, count, input, ignore_index is not None, reduction)
+    _count(op, count, input, given.leaves_out, reduction)
 
 
 def _sparse(
@@ -261,7 +249,7 @@ def bce(*args: Any) -> None:
 
 def bce_with_grad(*args: Any) -> None:
     bce(*args)
-    _reduced("bce_with_grad", args[6])
+    reduced("bce_with_grad", args[6])
 
 
 def bce_backward(grad_output: Tensor, *args: Any) -> None:
@@ -285,7 +273,7 @@ def linear_bce(*args: Any) -> None:
 
 def linear_bce_with_grad(*args: Any) -> None:
     layer(*args[:11], *args[13:])
-    _reduced("linear_bce_with_grad", args[9])
+    reduced("linear_bce_with_grad", args[9])
 
 
 def linear_bce_backward(grad_output: Tensor, *args: Any) -> None:

@@ -18,17 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import ops
-
-
-class Options(NamedTuple):
-    """What stands last in every op, and travels as one tuple."""
-
-    label_smoothing: float = 0.0
-    ignore_index: int | None = None
-    gamma: float | None = None  # the focal loss; without it the plain one
-    alpha: float | None = None
-
+from . import checks, ops
+from .options import Options
 
 # ---- Which elements count -----------------------------------------------------------------------------------------
 
@@ -186,12 +177,6 @@ def _terms(
 # ---- The elementwise ops ------------------------------------------------------------------------------------------
 
 
-def check_reduced(op: str, reduction: int) -> None:
-    """For the ops that give gradients with the loss, which is then a mean or a sum."""
-    if reduction not in (ops.MEAN, ops.SUM):
-        raise ValueError(f"{op}: expected reduction 1 (mean) or 2 (sum), got {reduction}")
-
-
 def bce(
     logits: Tensor,
     target: Tensor,
@@ -276,7 +261,7 @@ def bce_with_grad(
     dtype: torch.dtype,
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
-    check_reduced("bce_with_grad", reduction)
+    checks.reduced("bce_with_grad", reduction)
     operands = logits, target, weight, pos_weight, mask, count, reduction
     grad = bce_backward(logits.new_ones(()), *operands, ops.LOGITS, *options)
     return bce(*operands, dtype, *options), grad
@@ -386,6 +371,6 @@ def linear_bce_backward(grad_output: Tensor, *arguments: Any) -> tuple[Tensor, T
 
 def linear_bce_with_grad(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layer, (dtype, output_mask, *options) = Layer.split(arguments)
-    check_reduced("linear_bce_with_grad", layer.reduction)
+    checks.reduced("linear_bce_with_grad", layer.reduction)
     one = layer.input.new_ones(())
     return linear_bce(*layer, dtype, *options), *linear_bce_backward(one, *layer, output_mask, *options)

@@ -9,7 +9,7 @@ from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import autograd, checks, ops
-from .composite import Options
+from .options import FOCAL, LOSS, Options
 
 REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
 
@@ -102,9 +102,9 @@ def binary_cross_entropy_with_logits(
     except Exception as error:
         refusal = error
     # whatever went wrong gets its name here, in torch's words; if it has none, it is what it was
-    check_reduction(checks.LOSS, reduction)
+    check_reduction(LOSS, reduction)
     optional = {"weight": weight, "pos_weight": pos_weight, "mask": mask}
-    _refuse(checks.LOSS, {"input": input, "target": target}, optional, options)
+    _refuse(LOSS, {"input": input, "target": target}, optional, options)
     raise refusal
 
 
@@ -169,8 +169,8 @@ def sigmoid_focal_loss(
         return autograd.loss(inputs, targets, None, None, mask, REDUCTIONS[reduction], options, promotes=True)
     except Exception as error:
         refusal = error
-    check_reduction(checks.FOCAL, reduction)
+    check_reduction(FOCAL, reduction)
     if not (0 <= alpha <= 1 or alpha == -1):
-        raise ValueError(f"{checks.FOCAL}: expected alpha between 0 and 1, or -1 for none, got {alpha}")
-    _refuse(checks.FOCAL, {"inputs": inputs, "targets": targets}, {"mask": mask}, options)
+        raise ValueError(f"{FOCAL}: expected alpha between 0 and 1, or -1 for none, got {alpha}")
+    _refuse(FOCAL, {"inputs": inputs, "targets": targets}, {"mask": mask}, options)
     raise refusal

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import autograd, checks, ops
-from .composite import Options
 from .functional import REDUCTIONS, check_reduction
+from .options import Options
 
 _OP = checks.LAYER
 # Dynamo takes no sparse tensors: what is compiled calls this between two graphs.
@@ -46,7 +46,7 @@ def linear_binary_cross_entropy(
 
     Equivalent to ``binary_cross_entropy_with_logits(F.linear(input, linear_weight, linear_bias), target, ...)``, but
     the logits are never stored: with one label, a single pass over ``input`` makes the loss and all gradients; with
-    many, a chunk of the logits at a time goes through the matrix products of torch. For ``"mean"`` and ``"sum"`` the
+    many, a tile of the logits at a time goes through the matrix products of torch. For ``"mean"`` and ``"sum"`` the
     forward pass finishes the gradients that are needed:
 
     .. math:: z = x W^T + b, \quad G = \partial\ell/\partial z, \qquad
@@ -68,7 +68,7 @@ def linear_binary_cross_entropy(
         ignore_index: elements whose target has this value contribute nothing; ``"mean"`` divides by the number of
             those that remain.
         label_smoothing: in [0, 1], None being 0; the target :math:`y` becomes :math:`y (1 - s) + s / 2`.
-        chunk_bytes: how many bytes the chunk of logits may take. None: 8 MiB on the CPU, else 32 MiB. The products
+        chunk_bytes: how many bytes a tile of the logits may take. None: 8 MiB on the CPU, else 32 MiB. The products
             and the order of the sums depend on it, so results differ by rounding.
 
     Returns:

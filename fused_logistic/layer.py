@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import composite, ops
-from .composite import Layer, Options
+from . import checks, composite, ops
+from .composite import Layer
+from .options import Options
 
 
 def _each(function: Callable[[Tensor], Tensor], *operands: Tensor | None) -> list[Any]:
@@ -129,6 +130,7 @@ _NARROW = 1024  # products with a narrower side are slow
 # On the CPU 8 MiB, which the last-level cache holds, took up to 15 % less time than 32 MiB with few features, and as
 # much with 512, over shapes from 64 x 1,000,000 to 65,536 x 1,000.
 _CPU_BYTES, _BYTES = 8 << 20, 32 << 20
+_LARGE = 1 << 20  # of fewer bytes (csrc/cpu/memory.h) ops.empty would be torch.empty, some microseconds later
 
 
 class _Tile(NamedTuple):
@@ -211,6 +213,8 @@ class _Tiled:
             self.grad_bias = torch.zeros(m.labels, dtype=self.dtype, device=self.device)
 
     def empty(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        if self.is_cpu and rows * columns * dtype.itemsize >= _LARGE:
+            return ops.call(ops.empty, [rows, columns], dtype)
         return torch.empty(rows, columns, dtype=dtype, device=self.device)
 
     def sum_dtype(self, products: int) -> torch.dtype:
@@ -327,8 +331,8 @@ class _Tiled:
         """All but the positives have the target 0.
 
         The positives' logits are taken out, and in their place stands one whose loss and gradient for the target 0 are
-        exactly 0 (with label smoothing: whose loss is known). Then the positives' own results are put in. Nothing but
-        the positives is touched twice.
+        exactly 0 (or, where the options leave no such logit, whose loss is known). Then the positives' own results are
+        put in. Nothing but the positives is touched twice.
         """
         m = self.matrices
         row, column, value = positives.row[part], positives.column[part], positives.value[part]
@@ -338,12 +342,12 @@ class _Tiled:
             return matrix.expand(m.rows, m.labels)[row, column]
 
         weight, pos_weight, grad_output = _each(there, m.weight, m.pos_weight, m.grad_output)
-        smooth = Options(*self.options).label_smoothing != 0
+        is_free = Options(*self.options).zero_is_free
         flat = logits.view(-1)
         logits_there = flat.index_select(0, place)
-        flat.index_fill_(0, place, 0 if smooth else -math.inf)
+        flat.index_fill_(0, place, -math.inf if is_free else 0)
         grad = self.dense(logits, self.background.expand(tile.rows, tile.labels), tile)
-        if smooth and self.loss_sum is not None:
+        if not is_free and self.loss_sum is not None:
             neutral = torch.zeros_like(logits_there), torch.zeros_like(value), weight, pos_weight, None, None
             self.loss_sum -= ops.bce(*neutral, ops.SUM, torch.float64, *self.options)
         losses = None if self.losses is None else self.losses.new_empty(place.numel())
@@ -390,7 +394,7 @@ def linear_bce(*arguments: Any) -> Tensor:
 
 def linear_bce_with_grad(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layer, (dtype, output_mask, *options) = Layer.split(arguments)
-    composite.check_reduced("linear_bce_with_grad", layer.reduction)
+    checks.reduced("linear_bce_with_grad", layer.reduction)
     return _compute(layer, None, dtype, output_mask, options)
 
 

@@ -17,6 +17,7 @@ ignore_index=None, gamma=None, alpha=None)``; with ``gamma`` the loss is the foc
                          ``linear_bce_backward`` give the gradients that ``output_mask`` asks for
 ``bce_tile_``            a kernel of the layer: the losses of a tile of its logits, whose gradients take their place
 ``linear_bce_single``    another: a layer with one label in one pass over its input
+``empty``                ``(size, dtype)``: memory on the CPU, a large one from the blocks that are kept
 =======================  =============================================================================================
 
 A raw op is right wherever it is called: where autograd or a transform looks on it is the differentiable composition

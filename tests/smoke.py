@@ -1,4 +1,4 @@
-"""Does an installed package work? `make dist` runs this with `python -I`, outside of the source tree."""
+"""Does an installed package work? `make dist` and `make check-wheel` run it, by `python -I` outside of the tree."""
 
 import subprocess
 import sys

@@ -157,7 +157,7 @@ def test_sparse_target_under_compile():
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_compiled_autograd(reduction):
-    """The backward pass of C++ Functions is not traced: compiled autograd calls it between two graphs."""
+    """Compiled autograd traces the Functions' backward passes, which hand out what the forward passes made."""
     x, w, b, shape = layer((6,), 3, 4)
     target = torch.rand(shape, dtype=torch.double)
     grads = []

@@ -1,4 +1,4 @@
-// The CPU kernels as the rest of the library sees them: one function per instruction set, chosen at run time.
+// The CPU kernels as the rest of the library sees them: two functions per instruction set, chosen at run time.
 #pragma once
 #include "../problem.h"
 

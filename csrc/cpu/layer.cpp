@@ -101,7 +101,7 @@ Tensor tile_cpu(Tensor& logits, const OptionalTensor& losses, const Tensor& targ
     return whole || !t.has_value() || t->size(0) == 1 ? t : first_row(*t);
   };
   TensorProblem on("bce_tile_", {*part(logits), *part(target), part(weight), part(pos_weight), {}, {}},
-                   FL_GIVEN_OPTIONS);
+                   FL_GIVEN_OPTIONS("bce_tile_"));
   if (grad_output.has_value()) on.set_grad_output(*part(grad_output));
   on.set_out(out);
   on.problem.scale = scale;
@@ -140,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> single_cpu(const Tensor& given_input,
   const bool has_loss = !grad_output.has_value(), has_grad = mask[0] || mask[1] || mask[2];
   const bool elements = has_loss && reduction == kNone;
   const Tensor logits = empty_cpu({n}, {1}, type);  // never touched: the shape of the losses
-  TensorProblem on(op, {logits, target, weight, pos_weight, {}, count}, FL_GIVEN_OPTIONS);
+  TensorProblem on(op, {logits, target, weight, pos_weight, {}, count}, FL_GIVEN_OPTIONS(op));
   require(on.problem.options.loss == Loss::kBce, op, "there is no focal loss of one output");
   if (!has_loss) on.set_grad_output(*grad_output);
   const double divisor = reduction != kMean ? 1 : count.has_value() ? scalar_of(*count) : double(n);

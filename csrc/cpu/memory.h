@@ -3,7 +3,7 @@
 #pragma once
 #include <stddef.h>
 
-#include "../problem.h"
+#include "../refuse.h"
 
 namespace fused_logistic {
 

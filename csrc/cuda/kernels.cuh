@@ -1,5 +1,5 @@
 // The CUDA kernels: pointers and sizes in, no torch. They give the bits of the CPU kernels, sums included: the elements
-// by logistic.h, the sums in the order that problem.h fixes. A block takes one chunk at a time; its thread t owns the
+// by losses.h, the sums in the order that problem.h fixes. A block takes one chunk at a time; its thread t owns the
 // lanes t N .. t N + N - 1, N being the elements that 16 bytes hold, and adds up its part of each row in registers.
 #pragma once
 #include "../losses.h"

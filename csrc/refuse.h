@@ -1,0 +1,15 @@
+// How a kernel refuses what it is given.
+#pragma once
+
+// What the CUDA library and the Python module take from the library of the ops.
+#define FL_API __attribute__((visibility("default")))
+
+namespace fused_logistic {
+
+// A RuntimeError in Python, where fused_logistic/checks.py finds out what to tell the user.
+[[noreturn]] FL_API void refuse(const char* op, const char* what);
+inline void require(bool condition, const char* op, const char* what) {
+  if (!condition) refuse(op, what);
+}
+
+}  // namespace fused_logistic
