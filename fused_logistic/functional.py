@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -97,6 +98,8 @@ def binary_cross_entropy_with_logits(
     options = Options(label_smoothing or 0.0, ignore_index)
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)  # warns that they are deprecated, as torch does
+    if torch.compiler.is_compiling():  # checked without data (registration.py)
+        return autograd.loss(input, target, weight, pos_weight, mask, REDUCTIONS[reduction], options)
     try:
         return autograd.loss(input, target, weight, pos_weight, mask, REDUCTIONS[reduction], options)
     except Exception as error:
@@ -165,6 +168,8 @@ def sigmoid_focal_loss(
             mask=mask,
         )
     options = Options(0.0, ignore_index, float(gamma), None if alpha == -1 else float(alpha))
+    if torch.compiler.is_compiling():
+        return autograd.loss(inputs, targets, None, None, mask, REDUCTIONS[reduction], options, promotes=True)
     try:
         return autograd.loss(inputs, targets, None, None, mask, REDUCTIONS[reduction], options, promotes=True)
     except Exception as error:

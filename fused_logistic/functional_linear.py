@@ -108,11 +108,14 @@ def linear_binary_cross_entropy(
         )
     options = Options(label_smoothing or 0.0, ignore_index)
     parts: tuple[Any, ...] = ()  # not known as long as target is not seen to be a tensor
-    try:
+    layer = input, linear_weight, linear_bias
+    if torch.compiler.is_compiling():  # checked without data (registration.py)
         parts = _parts(input, linear_weight, target)
-        layer = input, linear_weight, linear_bias
         loss = autograd.linear_loss if parts[1] is None else _uncompiled_loss
         return loss(layer, parts, weight, pos_weight, REDUCTIONS[reduction], chunk_bytes, options)
+    try:
+        parts = _parts(input, linear_weight, target)
+        return autograd.linear_loss(layer, parts, weight, pos_weight, REDUCTIONS[reduction], chunk_bytes, options)
     except Exception as error:
         refusal = error
     check_reduction(_OP, reduction)
