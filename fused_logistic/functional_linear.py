@@ -29,6 +29,14 @@ def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor
     return target.values(), target.crow_indices(), target.col_indices()
 
 
+def _loss(input: Any, linear_weight: Any, linear_bias: Any, target: Any, *rest: Any) -> Tensor:
+    weight, pos_weight, reduction, chunk_bytes, options = rest
+    parts = _parts(input, linear_weight, target)
+    loss = autograd.linear_loss if parts[1] is None else _uncompiled_loss
+    layer = input, linear_weight, linear_bias
+    return loss(layer, parts, weight, pos_weight, REDUCTIONS[reduction], chunk_bytes, options)
+
+
 def linear_binary_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -107,21 +115,17 @@ def linear_binary_cross_entropy(
             chunk_bytes=chunk_bytes,
         )
     options = Options(label_smoothing or 0.0, ignore_index)
-    parts: tuple[Any, ...] = ()  # not known as long as target is not seen to be a tensor
-    layer = input, linear_weight, linear_bias
+    arguments = input, linear_weight, linear_bias, target, weight, pos_weight, reduction, chunk_bytes, options
     if torch.compiler.is_compiling():  # checked without data (registration.py)
-        parts = _parts(input, linear_weight, target)
-        loss = autograd.linear_loss if parts[1] is None else _uncompiled_loss
-        return loss(layer, parts, weight, pos_weight, REDUCTIONS[reduction], chunk_bytes, options)
+        return _loss(*arguments)
     try:
-        parts = _parts(input, linear_weight, target)
-        return autograd.linear_loss(layer, parts, weight, pos_weight, REDUCTIONS[reduction], chunk_bytes, options)
+        return _loss(*arguments)
     except Exception as error:
         refusal = error
     check_reduction(_OP, reduction)
     required: dict[str, object] = {"input": input, "linear_weight": linear_weight, "target": target}
     checks.tensors(_OP, required, linear_bias=linear_bias, weight=weight, pos_weight=pos_weight)
-    if parts:
-        rest: tuple[Any, ...] = (weight, pos_weight, None, ops.SUM, chunk_bytes, *options)
-        checks.layer(input, linear_weight, linear_bias, *parts, *rest)
+    parts = _parts(input, linear_weight, target)
+    rest: tuple[Any, ...] = (weight, pos_weight, None, ops.SUM, chunk_bytes, *options)
+    checks.layer(input, linear_weight, linear_bias, *parts, *rest)
     raise refusal
