@@ -57,6 +57,13 @@ def cuda_include() -> Path | None:
     return found[0] if found else None
 
 
+def cuda_runtime() -> Path | None:
+    """The static runtime that belongs to the headers."""
+    root = cuda_include().parent
+    found = [path for place in ("lib64", "lib") for path in root.glob(f"{place}/libcudart_static.a")]
+    return found[0] if found else None
+
+
 def cuda_version(include: Path) -> str:
     number = int(re.search(r"#define CUDART_VERSION\s+(\d+)", (include / "cuda_runtime_api.h").read_text())[1])
     return f"{number // 1000}.{number % 1000 // 10}"
@@ -75,6 +82,8 @@ def why_no_cuda() -> str:
         missing = f"there is no compiler at {NVCC} (set CUDA_HOME)"
     elif cuda_include() is None:
         missing = f"there is no include/cuda_runtime.h in {TOOLKIT} (set CUDA_HOME)"
+    elif cuda_runtime() is None:
+        missing = f"there is no libcudart_static.a in {TOOLKIT} (set CUDA_HOME)"
     if missing and FORCE_CUDA:
         sys.exit(f"fused_logistic: FORCE_CUDA=1, but {missing}")
     return missing
@@ -87,6 +96,8 @@ def cuda_archs() -> list[str]:
         return asked
     known = subprocess.run([NVCC, "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout.split()
     archs = [arch for arch in CUDA_ARCHS if "compute_" + arch.replace(".", "") in known]
+    if not archs:
+        sys.exit(f"fused_logistic: {NVCC} knows none of {', '.join(CUDA_ARCHS)}: set TORCH_CUDA_ARCH_LIST")
     return [*archs[:-1], archs[-1] + "+PTX"]
 
 
@@ -132,12 +143,13 @@ class BuildLibraries(BuildExtension):
             and command_file.read_text() == str(command)
         ):
             print(" ".join(command), flush=True)
+            command_file.unlink(missing_ok=True)  # what is cut off now is not taken for whole later
             subprocess.run(command, check=True)
             command_file.write_text(str(command))
         stub = folder / "libtorch_cuda.so"
         empty = [os.environ.get("CXX", "c++"), "-shared", "-x", "c", "/dev/null", "-o", stub]
         subprocess.run([*empty, "-Wl,-soname,libtorch_cuda.so"], check=True)
-        cudart = next(CUDA.glob("**/libcudart_static.a"))
+        cudart = cuda_runtime()
         needed = ["-Wl,--no-as-needed", str(stub), "-Wl,--as-needed"]
         extension.extra_objects += [str(kernels), str(cudart), *needed]
 

@@ -10,6 +10,7 @@
 #pragma once
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "tensors.h"
@@ -59,12 +60,16 @@ struct Ops {
   static void bce_backward_(Tensor& grad_logits, const Tensor& grad_output, FL_OPERANDS, int64_t reduction,
                             FL_OPTIONS) {
     const Backend backend(logits);
+    const auto sizes = grad_logits.sizes(), shape = logits.sizes();
+    require(sizes.size() == shape.size() && std::equal(sizes.begin(), sizes.end(), shape.begin()) &&
+                grad_logits.scalar_type() == logits.scalar_type() && grad_logits.device() == logits.device(),
+            "bce_backward_", "grad_logits is not like the logits");
     if (backend.is_one(grad_output)) return;
     TensorProblem on("bce_backward_", FL_GIVEN_OPERANDS, FL_GIVEN_OPTIONS("bce_backward_"));
     on.set_grad_output(grad_output);
     const auto mine = grad_logits.strides(), expected = on.strides();
-    require(grad_output.numel() == 1 && grad_logits.scalar_type() == logits.scalar_type() &&
-                std::equal(mine.begin(), mine.end(), expected.begin(), expected.end()),
+    require(grad_output.numel() == 1 && mine.size() == expected.size() &&
+                std::equal(mine.begin(), mine.end(), expected.begin()),
             "bce_backward_", "grad_logits is not what bce_with_grad made for these logits");
     on.set_out(grad_logits);
     backend.run(on.problem, Output::kGradLogits, mean(on, count, reduction), nullptr, /*made_for_one=*/true);
@@ -86,6 +91,7 @@ struct Ops {
   }
 
   static Mean mean(const TensorProblem& on, const OptionalTensor& count, int64_t reduction) {
+    require(reduction >= kNone && reduction <= kSum, on.op(), "reduction is not 0 (none), 1 (mean) or 2 (sum)");
     if (reduction != kMean) return {};
     if (count.has_value()) return {static_cast<const double*>(count->const_data_ptr())};
     require(on.problem.mask.data == nullptr && !on.problem.options.has_ignore_index, on.op(),

@@ -145,6 +145,7 @@ TensorProblem::TensorProblem(const char* op, const Tensor& target, const Optiona
 void TensorProblem::set_grad_output(const Tensor& grad_output) { problem.grad_output = operand(grad_output); }
 
 void TensorProblem::set_out(const Tensor& out) {
+  require(is_floating(out.scalar_type()), op_, "a result has no floating point dtype");
   problem.out = out.mutable_data_ptr();
   problem.out_dtype = dtype_of(out.scalar_type());
 }

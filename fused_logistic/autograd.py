@@ -17,7 +17,9 @@ from . import composite, layer, ops, sharding
 from .options import Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_modes = torch._C._len_torch_dispatch_stack
+_modes, _pre_dispatched = torch._C._len_torch_dispatch_stack, torch._C._dispatch_tls_is_dispatch_key_included
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
+_wrapped, _unwrap = torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.unwrap_if_dead
 
 
 # ---- Rules -----------------------------------------------------------------------------------------------------------
@@ -33,9 +35,14 @@ def handed_out(grad_output: Tensor) -> bool:
     return not torch.is_grad_enabled() and (torch.compiler.is_compiling() or not ops.transformed(grad_output))
 
 
+def recorded() -> bool:
+    """Whether operations are recorded, by a dispatch mode, make_fx or torch.jit.trace: no value may decide anything."""
+    return bool(_modes() or _pre_dispatched(_PRE_DISPATCH)) or torch._C._get_tracing_state() is not None
+
+
 def is_one(grad_output: Tensor) -> bool:
     """Whether it is known to be 1: looked at only where that waits for no device and nothing records it."""
-    if type(grad_output) is not Tensor or not grad_output.is_cpu or torch.compiler.is_compiling() or _modes():
+    if type(grad_output) is not Tensor or not grad_output.is_cpu or torch.compiler.is_compiling() or recorded():
         return False
     return grad_output.item() == 1
 
@@ -48,13 +55,11 @@ def loss_dtype(input: Tensor, target: Tensor, promotes: bool = False) -> torch.d
     dtype = target.dtype
     if dtype is torch.float32 and input.dtype is dtype:
         return dtype  # which none of the rules changes
-    if not dtype.is_floating_point:
-        dtype = input.dtype
-    if promotes and dtype != input.dtype:
+    if promotes and dtype.is_floating_point and dtype != input.dtype:
         return torch.promote_types(input.dtype, dtype)
     if dtype != torch.float64 and torch.is_autocast_enabled(input.device.type):
         return torch.float32  # and nothing is cast: the kernels compute in float32 anyway
-    return dtype
+    return dtype if dtype.is_floating_point else input.dtype
 
 
 # ---- The losses ------------------------------------------------------------------------------------------------------
@@ -77,9 +82,10 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         operands, needed = ctx.saved_tensors, ctx.needs_input_grad
         grads: list[Tensor | None] = [None] * len(needed)
-        if ctx.grad_logits is not None and handed_out(grad_output):
-            # once: its new owner may change it
+        if handed_out(grad_output):
+            # once: its new owner may change it. Taken and replaced in one go, for threads that share the graph
             grads[0], ctx.grad_logits = ctx.grad_logits, None
+        if grads[0] is not None:
             if not is_one(grad_output):
                 ops.call(ops.bce_backward_, grads[0], grad_output, *operands, ctx.reduction, *ctx.options)
         elif needed[0]:
@@ -118,8 +124,10 @@ def loss(
 def _apply(*args: Any) -> Tensor:
     if torch.compiler.is_compiling():  # what requires a gradient is not known of every value that is captured
         return BinaryCrossEntropyWithLogits.apply(*args) if torch.is_grad_enabled() else ops.bce(*args)
-    if ops.transformed():
+    if ops.transformed() or torch._C._get_tracing_state() is not None:
         return ops.bce(*args)
+    if _wrapped(args[0]) or _wrapped(args[1]):  # left over from a transform of torch.func that has ended
+        args = tuple(_unwrap(a) if isinstance(a, Tensor) else a for a in args)
     if torch.is_grad_enabled() and (args[0].requires_grad or _any_requires_grad(args[1:4])):
         return _apply_eagerly(*args)
     return ops.call(ops.bce, *args)
@@ -153,9 +161,12 @@ class LinearBinaryCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
-        if ctx.gradients is not None and handed_out(grad_output):
+        gradients = None
+        if handed_out(grad_output):
+            gradients, ctx.gradients = ctx.gradients, None
+        if gradients is not None:
             # scaled, since a second set of products would cost more than the rounding is worth
-            gradients, ctx.gradients = [_scaled(g, grad_output) for g in ctx.gradients], None
+            gradients = [_scaled(g, grad_output) for g in gradients]
         else:
             gradients = ops.linear_bce_backward(grad_output, *tensors, *ctx.rest, ctx.output_mask, *ctx.options)
         wanted = [g if asked else None for g, asked in zip(gradients, ctx.output_mask, strict=True)]
@@ -166,7 +177,7 @@ def _scaled(grad: Tensor, grad_output: Tensor) -> Tensor:
     """``grad * grad_output``, in place where nothing records it, and not at all by 1."""
     if is_one(grad_output):
         return grad
-    if torch.compiler.is_compiling() or _modes():
+    if torch.compiler.is_compiling() or recorded():
         return (grad * grad_output).to(grad.dtype)
     return grad.mul_(grad_output)
 
@@ -185,16 +196,18 @@ def linear_loss(
     ``operands``: input, linear_weight, linear_bias. ``target``: itself, or the values and indices of a sparse one.
     """
     dtype, count = loss_dtype(operands[0], target[0]), None
-    if reduction == ops.MEAN and options.leaves_out:
-        count = layer.count(operands[0], operands[1], *target, options.ignore_index)
     if torch.is_autocast_enabled(operands[0].device.type):  # outside of the Function, so that autograd sees the casts
         low = torch.get_autocast_dtype(operands[0].device.type)
         operands = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in operands)  # type: ignore[assignment]
-    args = (*operands, *target, weight, pos_weight, count, reduction, chunk_bytes, dtype, *options)
     if sharding.is_dtensor(operands[0]) or sharding.is_dtensor(operands[1]):
-        return composite.linear_bce(*args)
+        logits = composite.linear_logits(*operands)
+        dense = composite.dense_target(*target, logits.shape[-1])
+        return loss(logits, dense, weight, pos_weight, None, reduction, options)
+    if reduction == ops.MEAN and options.leaves_out:
+        count = layer.count(operands[0], operands[1], *target, options.ignore_index)
+    args = (*operands, *target, weight, pos_weight, count, reduction, chunk_bytes, dtype, *options)
     compiling = torch.compiler.is_compiling()
-    if not compiling and ops.transformed():
+    if not compiling and (ops.transformed() or torch._C._get_tracing_state() is not None):
         return ops.linear_bce(*args)
     if not torch.is_grad_enabled():
         return ops.call(ops.linear_bce, *args)

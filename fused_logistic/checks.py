@@ -6,7 +6,7 @@ kernel refused, before a composition, and wherever there is no data to run a ker
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,13 +48,19 @@ def _same_device(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
         raise RuntimeError(f"{op}: expected {name} on {like.device}, got {tensor.device}")
 
 
+def _equal(mine: Any, wanted: Any, message: Callable[[], str]) -> None:
+    """Two sizes: numbers, symbols of them, or what torch.jit.trace makes of them."""
+    equal = mine == wanted
+    torch._check_value(equal if isinstance(equal, torch.SymBool) else bool(equal), message)
+
+
 def _same_shape(op: str, name: str, tensor: Tensor, shape: Sequence[Any]) -> None:
     def message() -> str:
         return f"{op}: expected {name} of shape {list(shape)}, got {list(tensor.shape)}"
 
-    torch._check_value(tensor.dim() == len(shape), message)
+    _equal(tensor.dim(), len(shape), message)
     for mine, wanted in zip(tensor.shape, shape, strict=True):
-        torch._check_value(mine == wanted, message)  # may be symbolic
+        _equal(mine, wanted, message)
 
 
 def _broadcasts(op: str, name: str, tensor: Tensor, shape: Sequence[Any]) -> None:
@@ -169,8 +175,9 @@ def layer(
             f"{op}: expected linear_weight of shape [labels, features] or [features], got {list(linear_weight.shape)}"
         )
     features = linear_weight.shape[-1]
-    torch._check_value(
-        input.shape[-1] == features,
+    _equal(
+        input.shape[-1],
+        features,
         lambda: (
             f"{op}: expected input of {features} features (linear_weight is {list(linear_weight.shape)}), "
             f"got {list(input.shape)}"
@@ -243,8 +250,16 @@ def _sparse(
 # ---- By the ops' own arguments ---------------------------------------------------------------------------------------
 
 
+def _result(op: str, dtype: torch.dtype) -> None:
+    if dtype not in _FLOATS:
+        raise ValueError(
+            f"{op}: expected a result of dtype float64, float32, float16 or bfloat16, got {dtype_name(dtype)}"
+        )
+
+
 def bce(*args: Any) -> None:
     loss(*args[:7], *args[8:])
+    _result("bce", args[7])
 
 
 def bce_with_grad(*args: Any) -> None:
@@ -254,21 +269,35 @@ def bce_with_grad(*args: Any) -> None:
 
 def bce_backward(grad_output: Tensor, *args: Any) -> None:
     operands, wrt = args[:6], args[7]
-    bce(*args)
+    loss(*args[:7], *args[8:])
     _broadcasts("bce_backward", "grad_output", grad_output, operands[0].shape)
     _same_device("bce_backward", "grad_output", grad_output, operands[0])
     if wrt not in range(4) or operands[wrt] is None:
         raise ValueError(f"bce_backward: expected wrt between 0 and 3, of an operand that is given, got {wrt}")
+    _result("bce_backward", operands[wrt].dtype)
 
 
 def bce_backward_(grad_logits: Tensor, grad_output: Tensor, *args: Any) -> None:
     loss(*args)
     _same_shape("bce_backward_", "grad_logits", grad_logits, args[0].shape)
     _same_shape("bce_backward_", "grad_output", grad_output, ())
+    _same_device("bce_backward_", "grad_logits", grad_logits, args[0])
+    _same_device("bce_backward_", "grad_output", grad_output, args[0])
+
+
+def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None) -> None:
+    _readable("bce_count", target)
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"bce_count: expected mask of dtype bool, got {dtype_name(mask.dtype)}")
+    _broadcasts("bce_count", "mask", mask, target.shape)
+    _same_device("bce_count", "mask", mask, target)
 
 
 def linear_bce(*args: Any) -> None:
     layer(*args[:11], *args[12:])
+    _result("linear_bce", args[11])
 
 
 def linear_bce_with_grad(*args: Any) -> None:

@@ -104,11 +104,13 @@ def binary_cross_entropy_with_logits(
         return autograd.loss(input, target, weight, pos_weight, mask, REDUCTIONS[reduction], options)
     except Exception as error:
         refusal = error
-    # whatever went wrong gets its name here, in torch's words; if it has none, it is what it was
-    check_reduction(LOSS, reduction)
-    optional = {"weight": weight, "pos_weight": pos_weight, "mask": mask}
-    _refuse(LOSS, {"input": input, "target": target}, optional, options)
-    raise refusal
+    try:  # whatever went wrong gets its name here, in torch's words; if it has none, it is what it was
+        check_reduction(LOSS, reduction)
+        optional = {"weight": weight, "pos_weight": pos_weight, "mask": mask}
+        _refuse(LOSS, {"input": input, "target": target}, optional, options)
+        raise refusal
+    finally:
+        del refusal  # else a cycle with this frame, which would keep the tensors
 
 
 def sigmoid_focal_loss(
@@ -174,8 +176,11 @@ def sigmoid_focal_loss(
         return autograd.loss(inputs, targets, None, None, mask, REDUCTIONS[reduction], options, promotes=True)
     except Exception as error:
         refusal = error
-    check_reduction(FOCAL, reduction)
-    if not (0 <= alpha <= 1 or alpha == -1):
-        raise ValueError(f"{FOCAL}: expected alpha between 0 and 1, or -1 for none, got {alpha}")
-    _refuse(FOCAL, {"inputs": inputs, "targets": targets}, {"mask": mask}, options)
-    raise refusal
+    try:
+        check_reduction(FOCAL, reduction)
+        if not (0 <= alpha <= 1 or alpha == -1):
+            raise ValueError(f"{FOCAL}: expected alpha between 0 and 1, or -1 for none, got {alpha}")
+        _refuse(FOCAL, {"inputs": inputs, "targets": targets}, {"mask": mask}, options)
+        raise refusal
+    finally:
+        del refusal

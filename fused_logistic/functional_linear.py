@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from .options import Options
 
 _OP = checks.LAYER
 # Dynamo takes no sparse tensors: what is compiled calls this between two graphs.
-_uncompiled_loss = torch.compiler.disable(autograd.linear_loss)
+_uncompiled_loss = torch._disable_dynamo(autograd.linear_loss)  # unlike torch.compiler.disable without importing it
 
 
 def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -32,7 +33,8 @@ def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor
 def _loss(input: Any, linear_weight: Any, linear_bias: Any, target: Any, *rest: Any) -> Tensor:
     weight, pos_weight, reduction, chunk_bytes, options = rest
     parts = _parts(input, linear_weight, target)
-    loss = autograd.linear_loss if parts[1] is None else _uncompiled_loss
+    uncompiled = parts[1] is not None and "torch._dynamo" in sys.modules  # where nobody compiles it stays unimported
+    loss = _uncompiled_loss if uncompiled else autograd.linear_loss
     layer = input, linear_weight, linear_bias
     return loss(layer, parts, weight, pos_weight, REDUCTIONS[reduction], chunk_bytes, options)
 
@@ -122,10 +124,13 @@ def linear_binary_cross_entropy(
         return _loss(*arguments)
     except Exception as error:
         refusal = error
-    check_reduction(_OP, reduction)
-    required: dict[str, object] = {"input": input, "linear_weight": linear_weight, "target": target}
-    checks.tensors(_OP, required, linear_bias=linear_bias, weight=weight, pos_weight=pos_weight)
-    parts = _parts(input, linear_weight, target)
-    rest: tuple[Any, ...] = (weight, pos_weight, None, ops.SUM, chunk_bytes, *options)
-    checks.layer(input, linear_weight, linear_bias, *parts, *rest)
-    raise refusal
+    try:
+        check_reduction(_OP, reduction)
+        required: dict[str, object] = {"input": input, "linear_weight": linear_weight, "target": target}
+        checks.tensors(_OP, required, linear_bias=linear_bias, weight=weight, pos_weight=pos_weight)
+        parts = _parts(input, linear_weight, target)
+        rest: tuple[Any, ...] = (weight, pos_weight, None, ops.SUM, chunk_bytes, *options)
+        checks.layer(input, linear_weight, linear_bias, *parts, *rest)
+        raise refusal
+    finally:
+        del refusal

@@ -20,9 +20,9 @@ ignore_index=None, gamma=None, alpha=None)``; with ``gamma`` the loss is the foc
 ``empty``                ``(size, dtype)``: memory on the CPU, a large one from the blocks that are kept
 =======================  =============================================================================================
 
-A raw op is right wherever it is called: where autograd or a transform looks on it is the differentiable composition
-(:mod:`fused_logistic.registration`). :func:`call` is the way past that, for those that have already decided
-(:mod:`fused_logistic.autograd`).
+A raw op is right wherever it is called, or raises: where autograd or a transform looks on it is the differentiable
+composition (:mod:`fused_logistic.registration`), and what writes in place or is a part of the layer refuses to be
+there. :func:`call` is the way past that, for those that have already decided (:mod:`fused_logistic.autograd`).
 """
 
 from __future__ import annotations

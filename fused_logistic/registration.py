@@ -24,8 +24,10 @@ _library = torch.library.Library("fused_logistic", "IMPL")
 def _differentiated(args: tuple[Any, ...]) -> bool:
     """Whether a gradient will be asked for, or a tangent came: in what is compiled only the tensors themselves tell."""
     tensors = [a for a in args if isinstance(a, Tensor)]
-    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    return recorded or any(torch._VF._unpack_dual(t, level=0).tangent is not None for t in tensors)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return True
+    with torch._C._DisableTorchDispatch():  # a question, which no graph should record
+        return any(torch._VF._unpack_dual(t, level=0).tangent is not None for t in tensors)
 
 
 def _with_autograd(op: Any, check: Callable[..., None], composition: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,8 +40,11 @@ def _with_autograd(op: Any, check: Callable[..., None], composition: Callable[..
                 return op(*args)
         except RuntimeError as error:
             refusal = error
-        check(*args)  # says what is wrong with them; if nothing is, it is what it was
-        raise refusal
+        try:
+            check(*args)  # says what is wrong with them; if nothing is, it is what it was
+            raise refusal
+        finally:
+            del refusal  # else a cycle with this frame, which would keep the tensors
 
     return kernel
 
@@ -49,17 +54,19 @@ def _without_autograd(op: Any) -> Callable[..., Any]:
         if _differentiated(args):
             raise RuntimeError(f"{op}: expected to be called where autograd is off: it has no derivative")
         with ops.below_autograd():
-            return op(*args)
+            result = op(*args)
+        if op._schema.is_mutable:
+            torch.autograd.graph.increment_version([t for t in args[: 1 + (op is ops.bce_tile_)] if t is not None])
+        return result
 
     return kernel
 
 
-def _undifferentiated(op: Any) -> Callable[..., Any]:
-    def kernel(*args: Any) -> Any:
-        with ops.below_autograd():
-            return op(*args)
-
-    return kernel
+def _count(*args: Any) -> Tensor:
+    """A number without a derivative, whoever requires a gradient."""
+    checks.bce_count(*args)
+    with ops.below_autograd():
+        return ops.bce_count(*args)
 
 
 # ---- Shapes and dtypes without data (torch.compile, torch.export, meta tensors) --------------------------------------
@@ -77,6 +84,10 @@ def _like_bce_with_grad(*args):
 
 def _like_bce_backward(grad_output, *args):
     return torch.empty_like(args[0], dtype=args[args[7]].dtype)
+
+
+def _like_bce_count(target, mask, ignore_index):
+    return target.new_empty((), dtype=torch.float64)
 
 
 def _like_linear_bce(*args):
@@ -164,11 +175,10 @@ def _register() -> None:
     torch.library.register_fake("fused_logistic::bce_backward_", checks.bce_backward_)
     for op, rule in batching.RULES.items():
         torch.library.register_vmap(op, rule)
-    _library.impl("bce_count", _undifferentiated(ops.bce_count), "Autograd")
+    _library.impl("bce_count", _count, "Autograd")
     _library.impl("bce_count", _without_kernel(composite.bce_count), "CompositeExplicitAutograd")
-    torch.library.register_fake(
-        "fused_logistic::bce_count", lambda target, mask, ignore_index: target.new_empty((), dtype=torch.float64)
-    )
+    torch.library.register_fake("fused_logistic::bce_count", _after(checks.bce_count, _like_bce_count))
+    torch.library.register_fake("fused_logistic::empty", lambda size, dtype: torch.empty(size, dtype=dtype))
 
 
 _register()

@@ -59,7 +59,7 @@ def carry_out(op, *args, **kwargs):
 
 
 # these would call their out= form with an empty tensor, and a wrapper cannot be resized
-WHOLE = ["arange", "arange.start", "arange.start_step"]
+WHOLE = ["abs", "arange", "arange.start", "arange.start_step"]
 
 
 def register():

@@ -65,6 +65,8 @@ def test_cuda_is_built_where_torch_and_a_toolkit_are(tmp_path):
     nvcc.chmod(0o755)
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "cuda_runtime.h").touch()
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libcudart_static.a").touch()
     (tmp_path / "include" / "cuda_runtime_api.h").write_text("#define CUDART_VERSION  13000\n")
     found = {"CUDA": "13.0", "CUDA_HOME": str(tmp_path)}
     run = setup(tmp_path, TORCH, **found)

@@ -52,6 +52,12 @@ struct Cpu {
 };
 
 Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) {
+  double bytes = 8;  // at most; as a number that does not overflow
+  for (const int64_t size : sizes) {
+    require(size >= 0, "empty", "a size is negative");
+    bytes *= double(size);
+  }
+  require(bytes < 0x1p62, "empty", "more bytes than there are addresses");
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
   return empty_cpu(sizes, strides, dtype);

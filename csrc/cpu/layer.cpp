@@ -65,12 +65,14 @@ double run_rows(const Rows& rows, Output output) {
 // One row of a matrix or, where there is only one, that one for all rows.
 class RowOperands {
  public:
-  explicit RowOperands(int64_t columns) : columns_(columns) {}
+  RowOperands(int64_t rows, int64_t columns) : rows_(rows), columns_(columns) {}
 
   RowOperand operator()(const OptionalTensor& given) {
     if (!given.has_value()) return {};
     Tensor matrix = *given;
-    require(matrix.dim() == 2, "bce_tile_", "an operand is no matrix");
+    require(matrix.dim() == 2 && (matrix.size(0) == 1 || matrix.size(0) == rows_) &&
+                (matrix.size(1) == 1 || matrix.size(1) == columns_),
+            "bce_tile_", "an operand does not broadcast to the logits");
     if (matrix.size(1) > 1 && matrix.stride(1) > 1) owned_.push_back(matrix = torch::stable::contiguous(matrix));
     const bool constant = matrix.size(1) == 1 || matrix.stride(1) == 0;
     return {{matrix.const_data_ptr(), dtype_of(matrix.scalar_type()), 1, constant ? 1 : columns_},
@@ -78,7 +80,7 @@ class RowOperands {
   }
 
  private:
-  const int64_t columns_;
+  const int64_t rows_, columns_;
   std::vector<Tensor> owned_;
 };
 
@@ -96,6 +98,9 @@ Tensor tile_cpu(Tensor& logits, const OptionalTensor& losses, const Tensor& targ
                         : wants_grad              ? Output::kLossSumAndGrad
                                                   : Output::kLossSum;
   const Tensor& out = losses.has_value() ? *losses : logits;
+  require(out.dim() == 2 && out.size(0) == logits.size(0) && out.size(1) == logits.size(1) &&
+              (out.size(1) == 1 || out.stride(1) == 1) && (!whole || out.is_contiguous()) && target.dim() == 2,
+          "bce_tile_", "losses or target do not fit to the logits");
   // Of a block of columns only the first row is laid out, so that nothing is copied.
   const auto part = [&](const OptionalTensor& t) -> OptionalTensor {
     return whole || !t.has_value() || t->size(0) == 1 ? t : first_row(*t);
@@ -106,7 +111,7 @@ Tensor tile_cpu(Tensor& logits, const OptionalTensor& losses, const Tensor& targ
   on.set_out(out);
   on.problem.scale = scale;
   if (whole) return scalar_tensor(run(on.problem, output), ScalarType::Double);
-  RowOperands row(logits.size(1));
+  RowOperands row(logits.size(0), logits.size(1));
   const Rows rows = {on.problem,  logits.size(0),  row(logits),      row(target),
                      row(weight), row(pos_weight), row(grad_output), out.stride(0) * int64_t(out.element_size())};
   return scalar_tensor(run_rows(rows, output), ScalarType::Double);
@@ -139,6 +144,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> single_cpu(const Tensor& given_input,
   const int64_t n = given_input.size(0), features = given_input.size(1);
   const bool has_loss = !grad_output.has_value(), has_grad = mask[0] || mask[1] || mask[2];
   const bool elements = has_loss && reduction == kNone;
+  require(reduction >= kNone && reduction <= kSum && !(elements && has_grad), op,
+          "reduction is not 1 (mean) or 2 (sum), or 0 (none) without gradients");
   const Tensor logits = empty_cpu({n}, {1}, type);  // never touched: the shape of the losses
   TensorProblem on(op, {logits, target, weight, pos_weight, {}, count}, FL_GIVEN_OPTIONS(op));
   require(on.problem.options.loss == Loss::kBce, op, "there is no focal loss of one output");
