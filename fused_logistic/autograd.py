@@ -8,12 +8,14 @@ ops' own derivatives, which are right to any order (:mod:`fused_logistic.composi
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import composite, layer, ops, sharding
+from . import checks, composite, layer, ops, sharding
 from .options import Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -69,6 +71,11 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
     """``apply(*operands, reduction, dtype, *options) -> loss``: the arguments of ``torch.ops.fused_logistic.bce``."""
 
     @staticmethod
+    def covers(args: Sequence[Any]) -> bool:
+        """Whether what requires a gradient gets one: always."""
+        return True
+
+    @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         ctx.save_for_backward(*args[:6])
         ctx.reduction, ctx.options = args[6], args[8:]
@@ -115,16 +122,18 @@ def loss(
     """The loss of the public functions: of the op or, where a gradient may be asked for, of the Function."""
     dtype, count = loss_dtype(input, target, promotes), None
     if reduction == ops.MEAN and (mask is not None or options.leaves_out):
-        count = ops.call(ops.bce_count, target, mask, options.ignore_index)
+        counted = composite.bce_count if torch.compiler.is_exporting() else functools.partial(ops.call, ops.bce_count)
+        count = counted(target, mask, options.ignore_index)
     if type(input) not in _PLAIN and sharding.is_dtensor(input) and reduction != ops.NONE:
         return sharding.reduced(_apply, input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
     return _apply(input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
 
 
 def _apply(*args: Any) -> Tensor:
-    if torch.compiler.is_compiling():  # what requires a gradient is not known of every value that is captured
-        return BinaryCrossEntropyWithLogits.apply(*args) if torch.is_grad_enabled() else ops.bce(*args)
-    if ops.transformed() or torch._C._get_tracing_state() is not None:
+    if torch.compiler.is_exporting():  # to core operators, which load and convert without us
+        checks.bce(*args)
+        return composite.bce(*args)
+    if _decided_later():
         return ops.bce(*args)
     if _wrapped(args[0]) or _wrapped(args[1]):  # left over from a transform of torch.func that has ended
         args = tuple(_unwrap(a) if isinstance(a, Tensor) else a for a in args)
@@ -133,7 +142,13 @@ def _apply(*args: Any) -> Tensor:
     return ops.call(ops.bce, *args)
 
 
-def _any_requires_grad(tensors: tuple[Any, ...]) -> bool:
+def _decided_later() -> bool:
+    """Whether how to differentiate is left to the op (:mod:`fused_logistic.registration`): it is captured, or seen by a
+    transform. Dynamo should not see the Functions: it instantiates them, of which torch itself warns."""
+    return torch.compiler.is_compiling() or ops.transformed() or torch._C._get_tracing_state() is not None
+
+
+def _any_requires_grad(tensors: Sequence[Any]) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -145,6 +160,11 @@ class LinearBinaryCrossEntropy(torch.autograd.Function):
 
     Differentiable in input, linear_weight and linear_bias; the other operands must not require a gradient.
     """
+
+    @staticmethod
+    def covers(args: Sequence[Any]) -> bool:
+        """Whether what requires a gradient gets one."""
+        return not _any_requires_grad(args[3:8])
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
@@ -199,20 +219,16 @@ def linear_loss(
     if torch.is_autocast_enabled(operands[0].device.type):  # outside of the Function, so that autograd sees the casts
         low = torch.get_autocast_dtype(operands[0].device.type)
         operands = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in operands)  # type: ignore[assignment]
-    if sharding.is_dtensor(operands[0]) or sharding.is_dtensor(operands[1]):
+    if torch.compiler.is_exporting() or sharding.is_dtensor(operands[0]) or sharding.is_dtensor(operands[1]):
         logits = composite.linear_logits(*operands)
         dense = composite.dense_target(*target, logits.shape[-1])
         return loss(logits, dense, weight, pos_weight, None, reduction, options)
     if reduction == ops.MEAN and options.leaves_out:
         count = layer.count(operands[0], operands[1], *target, options.ignore_index)
     args = (*operands, *target, weight, pos_weight, count, reduction, chunk_bytes, dtype, *options)
-    compiling = torch.compiler.is_compiling()
-    if not compiling and (ops.transformed() or torch._C._get_tracing_state() is not None):
-        return ops.linear_bce(*args)
-    if not torch.is_grad_enabled():
-        return ops.call(ops.linear_bce, *args)
-    if _any_requires_grad((target[0], weight, pos_weight)):
-        return composite.linear_bce(*args)
-    if compiling or _any_requires_grad(operands):
-        return LinearBinaryCrossEntropy.apply(*args)
-    return ops.call(ops.linear_bce, *args)
+    if not _decided_later():
+        if not (torch.is_grad_enabled() and _any_requires_grad(args[:8])):
+            return ops.call(ops.linear_bce, *args)
+        if LinearBinaryCrossEntropy.covers(args):
+            return LinearBinaryCrossEntropy.apply(*args)
+    return ops.linear_bce(*args)

@@ -51,7 +51,10 @@ def _same_device(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
 def _equal(mine: Any, wanted: Any, message: Callable[[], str]) -> None:
     """Two sizes: numbers, symbols of them, or what torch.jit.trace makes of them."""
     equal = mine == wanted
-    torch._check_value(equal if isinstance(equal, torch.SymBool) else bool(equal), message)
+    if isinstance(equal, torch.SymBool):
+        torch._check_value(equal, message)
+    elif not equal:
+        raise ValueError(message())
 
 
 def _same_shape(op: str, name: str, tensor: Tensor, shape: Sequence[Any]) -> None:

@@ -12,29 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import batching, checks, composite, layer, ops
+from . import autograd, batching, checks, composite, layer, ops
 
 # ---- Autograd --------------------------------------------------------------------------------------------------------
-# Whoever calls an op past the Functions of autograd.py, such as a transform of torch.func or a backward pass that is
-# differentiated, gets the composition, which is right to any order.
+# Whoever calls an op past autograd.py, such as compiled code, gets its Function. A transform of torch.func,
+# forward-mode AD and a backward pass that is differentiated get the composition, which is right to any order.
 
 _library = torch.library.Library("fused_logistic", "IMPL")
 
 
-def _differentiated(args: tuple[Any, ...]) -> bool:
-    """Whether a gradient will be asked for, or a tangent came: in what is compiled only the tensors themselves tell."""
-    tensors = [a for a in args if isinstance(a, Tensor)]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return True
+def _requires_grad(args: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+
+def _has_tangent(args: tuple[Any, ...]) -> bool:
+    """Whether it is differentiated forwards: in what is compiled only the tensors themselves tell."""
     with torch._C._DisableTorchDispatch():  # a question, which no graph should record
-        return any(torch._VF._unpack_dual(t, level=0).tangent is not None for t in tensors)
+        return any(torch._VF._unpack_dual(a, level=0).tangent is not None for a in args if isinstance(a, Tensor))
 
 
-def _with_autograd(op: Any, check: Callable[..., None], composition: Callable[..., Any]) -> Callable[..., Any]:
+def _with_autograd(
+    op: Any, check: Callable[..., None], composition: Callable[..., Any], function: Any = None
+) -> Callable[..., Any]:
     def kernel(*args: Any) -> Any:
-        if _differentiated(args):
-            check(*args)
-            return composition(*args)
+        forwards = _has_tangent(args)
+        if forwards or _requires_grad(args):
+            if function is None or forwards or ops.transformed() or not function.covers(args):
+                check(*args)
+                return composition(*args)
+            return function.apply(*args)
         try:
             with ops.below_autograd():
                 return op(*args)
@@ -51,7 +57,7 @@ def _with_autograd(op: Any, check: Callable[..., None], composition: Callable[..
 
 def _without_autograd(op: Any) -> Callable[..., Any]:
     def kernel(*args: Any) -> Any:
-        if _differentiated(args):
+        if _requires_grad(args) or _has_tangent(args):
             raise RuntimeError(f"{op}: expected to be called where autograd is off: it has no derivative")
         with ops.below_autograd():
             result = op(*args)
@@ -151,11 +157,17 @@ def _after(check: Callable[..., None], function: Callable[..., Any]) -> Callable
 
 
 def _register() -> None:
-    for name, check, composition, like in (
-        ("bce", checks.bce, composite.bce, _like_bce),
+    for name, check, composition, like, *function in (
+        ("bce", checks.bce, composite.bce, _like_bce, autograd.BinaryCrossEntropyWithLogits),
         ("bce_with_grad", checks.bce_with_grad, composite.bce_with_grad, _like_bce_with_grad),
         ("bce_backward", checks.bce_backward, composite.bce_backward, _like_bce_backward),
-        ("linear_bce", checks.linear_bce, composite.linear_bce, _like_linear_bce),
+        (
+            "linear_bce",
+            checks.linear_bce,
+            composite.linear_bce,
+            _like_linear_bce,
+            autograd.LinearBinaryCrossEntropy,
+        ),
         (
             "linear_bce_with_grad",
             checks.linear_bce_with_grad,
@@ -164,7 +176,7 @@ def _register() -> None:
         ),
         ("linear_bce_backward", checks.linear_bce_backward, composite.linear_bce_backward, _like_linear_bce_backward),
     ):
-        _library.impl(name, _with_autograd(getattr(ops, name), check, composition), "Autograd")
+        _library.impl(name, _with_autograd(getattr(ops, name), check, composition, *function), "Autograd")
         # the layer is computed in Python, on every device; of the losses this is what stands in for a kernel
         other = getattr(layer, name, None) or _without_kernel(composition)
         _library.impl(name, _after(check, other), "CompositeExplicitAutograd")

@@ -23,10 +23,7 @@ from . import ops
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether it is a DTensor; registers the ops' sharding rules before the first one is computed with."""
     module = sys.modules.get("torch.distributed.tensor")
-    if module is None or not isinstance(tensor, module.DTensor):
-        return False
-    register()
-    return True
+    return module is not None and isinstance(tensor, module.DTensor) and register()
 
 
 def reduced(
@@ -46,13 +43,14 @@ def reduced(
     Of elements that are masked out or ignored only their number goes from device to device. What the shards add up is
     rounded to ``dtype`` once, at the end.
     """
-    from torch.distributed.tensor import Replicate, full
+    from torch.distributed.tensor import DTensor, Replicate
 
     replicated = [Replicate()] * input.device_mesh.ndim
     if count is not None:
         count = count.redistribute(placements=replicated)
     elif reduction == ops.MEAN:
-        count = full((), input.numel(), dtype=torch.float64, device_mesh=input.device_mesh, placements=replicated)
+        every = torch.full((), input.numel(), dtype=torch.float64, device=input.device)
+        count = DTensor.from_local(every, input.device_mesh, replicated, run_check=False)
     summed = dtype if dtype == torch.float64 else torch.float32
     return loss(input, target, weight, pos_weight, mask, count, reduction, summed, *options).to(dtype)
 
@@ -78,9 +76,17 @@ def _placements(operands: Sequence[Any], shard_reduced: bool) -> list[tuple[int 
     return found
 
 
-@functools.cache
-def register() -> None:
+def register() -> bool:
     """Registers the rules; ops that DTensor has no rule for raise."""
+    _register()
+    return True
+
+
+register._dynamo_marked_constant = True  # type: ignore[attr-defined]  # Dynamo calls it, and does not trace it
+
+
+@functools.cache
+def _register() -> None:
     from torch.distributed.tensor import Partial, Replicate, Shard
     from torch.distributed.tensor.experimental import register_sharding
 

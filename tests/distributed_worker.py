@@ -214,6 +214,21 @@ def layer_fsdp2(mesh, rank):
     return mean_over_processes(*train_layer(module, x[rank::WORLD], y[rank::WORLD]))
 
 
+def compiled(mesh, loss, reduction, placement):
+    """Under torch.compile(fullgraph=True), with a grad_output that is not 1; uneven shards. -> eager's, compiled's."""
+    torch._dynamo.reset()
+    z, y, _, _ = operands("plain")
+    mask = distribute_tensor(y < 0.7, mesh, [PLACEMENTS[placement]])
+    y = distribute_tensor(y, mesh, [PLACEMENTS[placement]])
+    results = []
+    for run in (LOSSES[loss], torch.compile(LOSSES[loss], backend="aot_eager", fullgraph=True)):
+        leaf = distribute_tensor(z, mesh, [PLACEMENTS[placement]]).requires_grad_()
+        out = run(leaf, y, reduction=reduction, mask=mask)
+        (3 * out).sum().full_tensor().backward()
+        results.append([whole(out.detach()), whole(leaf.grad)])
+    return results
+
+
 def layer_dtensor(mesh, rank):
     """Labels divided among the processes."""
     module, (x, y) = layer_model(), batch()
@@ -240,6 +255,8 @@ def cases():
         yield ("left out", *case), lambda mesh, rank, case=case: left_out(mesh, *case)
     for case in itertools.product(("none", "mean", "sum"), PLACEMENTS, PLACEMENTS):
         yield ("focal", *case), lambda mesh, rank, case=case: focal(mesh, *case)
+    for case in itertools.product(LOSSES, ("none", "mean", "sum"), PLACEMENTS):
+        yield ("compiled", *case), lambda mesh, rank, case=case: compiled(mesh, *case)
     for case in (ddp, fsdp2, tensor_parallel, layer_ddp, layer_fsdp2, layer_dtensor):
         yield (case.__name__,), case
 

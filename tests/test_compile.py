@@ -4,6 +4,8 @@ Most cases run on the ``aot_eager`` backend: Dynamo and AOTAutograd, which is wh
 seconds of C++ compilation. The ``slow`` ones run Inductor.
 """
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -226,6 +228,53 @@ def test_export(reduction):
     for a, b in zip(torch.autograd.grad(module(x, target).sum(), tuple(module.parameters())), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
         assert a.abs().max() > 0
+
+
+class Losses(torch.nn.Module):
+    """Every public function, with options."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.head = torch.nn.Linear(5, 3), fl.LinearBCEWithLogitsLoss(5, 3, label_smoothing=0.1)
+
+    def forward(self, x, target, mask):
+        z = self.linear(x)
+        plain = fl.binary_cross_entropy_with_logits(z, target, mask=mask, ignore_index=1)
+        return plain + fl.sigmoid_focal_loss(z, target, reduction="sum") + self.head(x, target)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_to_core_operators(strict):
+    """Of any converter: nothing of ours is left for it to know, and the program loads without this package."""
+    module, inputs = Losses(), (torch.randn(4, 5), torch.rand(4, 3).round(), torch.rand(4, 3) < 0.8)
+    program = torch.export.export(module, inputs, strict=strict)
+    for exported in (program, program.run_decompositions()):
+        targets = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+        assert {t.namespace for t in targets if isinstance(t, torch._ops.OpOverload)} <= {"aten", "prims"}
+        torch.testing.assert_close(exported.module()(*inputs), module(*inputs))
+    expected = torch.autograd.grad(module(*inputs), tuple(module.parameters()))
+    exported = program.module()
+    torch.testing.assert_close(torch.autograd.grad(exported(*inputs), tuple(exported.parameters())), expected)
+
+
+def test_export_refuses_what_eager_refuses():
+    class Wrong(torch.nn.Module):
+        def forward(self, z, y):
+            return fl.binary_cross_entropy_with_logits(z, y, pos_weight=torch.ones(2))
+
+    with pytest.raises(RuntimeError, match="pos_weight of a shape that broadcasts"):
+        torch.export.export(Wrong(), (torch.randn(4, 3), torch.rand(4, 3)))
+
+
+def test_warnings_as_errors():
+    """Compiling ours warns of nothing, as compiling torch's does not."""
+    z, y = torch.randn(4, 3, requires_grad=True), torch.rand(4, 3).round()
+    head = fl.LinearBCEWithLogitsLoss(3, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for loss in (fl.binary_cross_entropy_with_logits, fl.sigmoid_focal_loss, head):
+            compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+            compiled(z, y).sum().backward()
 
 
 def test_exported_program_is_saved_and_loaded(tmp_path):

@@ -93,6 +93,14 @@ def test_focal_loss(reduction, placement, target_placement, results):
         assert_all_same(result, expected)
 
 
+@pytest.mark.parametrize("placement", worker.PLACEMENTS)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("loss", worker.LOSSES)
+def test_compiled(loss, reduction, placement, results):
+    for eager, compiled in result_of(results, "compiled", loss, reduction, placement):
+        assert_all_same(compiled, eager)
+
+
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "tensor_parallel"])
 def test_training(engine, results):
     expected = worker.train(worker.model(), *worker.batch())
