@@ -214,6 +214,14 @@ def layer_fsdp2(mesh, rank):
     return mean_over_processes(*train_layer(module, x[rank::WORLD], y[rank::WORLD]))
 
 
+def layer_fsdp2_predicts(mesh, rank):
+    """The weight is gathered by a hook of the module's call, and only for it."""
+    module, (x, _) = layer_model(), batch()
+    fully_shard(module.head, mesh=mesh)
+    hidden = module.hidden(x).tanh()
+    return [module.head.logits(hidden).detach(), module.head.predict_proba(hidden).detach()]
+
+
 def layer_dtensor(mesh, rank):
     """Labels divided among the processes."""
     module, (x, y) = layer_model(), batch()
@@ -240,7 +248,7 @@ def cases():
         yield ("left out", *case), lambda mesh, rank, case=case: left_out(mesh, *case)
     for case in itertools.product(("none", "mean", "sum"), PLACEMENTS, PLACEMENTS):
         yield ("focal", *case), lambda mesh, rank, case=case: focal(mesh, *case)
-    for case in (ddp, fsdp2, tensor_parallel, layer_ddp, layer_fsdp2, layer_dtensor):
+    for case in (ddp, fsdp2, tensor_parallel, layer_ddp, layer_fsdp2, layer_fsdp2_predicts, layer_dtensor):
         yield (case.__name__,), case
 
 

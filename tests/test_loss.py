@@ -181,7 +181,6 @@ def test_module_is_torchs(reduction):
     torch.testing.assert_close(ours(logits, target), torchs(logits, target))
     assert isinstance(ours, torch.nn.BCEWithLogitsLoss)
     assert copy.deepcopy(ours.half()).weight.dtype == torch.float16
-    assert repr(ours) == repr(torchs)
 
 
 def test_tensor_subclasses_are_asked():
