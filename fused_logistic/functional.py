@@ -12,11 +12,19 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import autograd, checks, ops
 from .options import FOCAL, LOSS, Options
 
-REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
+_DEPRECATED = "elementwise_mean"  # torch 0.4's name of the mean, which torch still takes
+_REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM, _DEPRECATED: ops.MEAN}
+
+
+def number_of(reduction: str) -> int:
+    """What the ops call that reduction."""
+    if reduction == _DEPRECATED and not torch.compiler.is_compiling():
+        _reduction.get_enum(reduction)  # warns, as torch does
+    return _REDUCTIONS[reduction]
 
 
 def check_reduction(op: str, reduction: object) -> None:
-    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise ValueError(f"{op}: expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
 
 
@@ -56,7 +64,8 @@ def binary_cross_entropy_with_logits(
         weight: :math:`w`, of a shape that broadcasts to that of ``input``.
         size_average: deprecated, see ``reduction``.
         reduce: deprecated, see ``reduction``.
-        reduction: ``"none"``, ``"mean"`` (over all elements, whatever their weight) or ``"sum"``.
+        reduction: ``"none"``, ``"mean"`` (over all elements, whatever their weight) or ``"sum"``. (As in torch,
+            ``"elementwise_mean"`` is the mean, with a warning that it is deprecated; so it is wherever we take one.)
         pos_weight: :math:`p`, the weight of positive examples, of a shape that broadcasts to that of ``input``.
         label_smoothing: :math:`s` in [0, 1], None being 0 (dynamic shapes would compile a float as an input): the
             target becomes :math:`y (1 - s) + s / 2`.
@@ -99,9 +108,9 @@ def binary_cross_entropy_with_logits(
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)  # warns that they are deprecated, as torch does
     if torch.compiler.is_compiling():  # checked without data (registration.py)
-        return autograd.loss(input, target, weight, pos_weight, mask, REDUCTIONS[reduction], options)
+        return autograd.loss(input, target, weight, pos_weight, mask, number_of(reduction), options)
     try:
-        return autograd.loss(input, target, weight, pos_weight, mask, REDUCTIONS[reduction], options)
+        return autograd.loss(input, target, weight, pos_weight, mask, number_of(reduction), options)
     except Exception as error:
         refusal = error
     try:  # whatever went wrong gets its name here, in torch's words; if it has none, it is what it was
@@ -171,9 +180,9 @@ def sigmoid_focal_loss(
         )
     options = Options(0.0, ignore_index, float(gamma), None if alpha == -1 else float(alpha))
     if torch.compiler.is_compiling():
-        return autograd.loss(inputs, targets, None, None, mask, REDUCTIONS[reduction], options, promotes=True)
+        return autograd.loss(inputs, targets, None, None, mask, number_of(reduction), options, promotes=True)
     try:
-        return autograd.loss(inputs, targets, None, None, mask, REDUCTIONS[reduction], options, promotes=True)
+        return autograd.loss(inputs, targets, None, None, mask, number_of(reduction), options, promotes=True)
     except Exception as error:
         refusal = error
     try:

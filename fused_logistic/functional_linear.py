@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import autograd, checks, ops
-from .functional import REDUCTIONS, check_reduction
+from .functional import check_reduction, number_of
 from .options import Options
 
 _OP = checks.LAYER
@@ -36,7 +36,7 @@ def _loss(input: Any, linear_weight: Any, linear_bias: Any, target: Any, *rest: 
     uncompiled = parts[1] is not None and "torch._dynamo" in sys.modules  # where nobody compiles it stays unimported
     loss = _uncompiled_loss if uncompiled else autograd.linear_loss
     layer = input, linear_weight, linear_bias
-    return loss(layer, parts, weight, pos_weight, REDUCTIONS[reduction], chunk_bytes, options)
+    return loss(layer, parts, weight, pos_weight, number_of(reduction), chunk_bytes, options)
 
 
 def linear_binary_cross_entropy(

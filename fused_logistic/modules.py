@@ -1,12 +1,19 @@
 """Modules: drop-in replacements of ``torch.nn``."""
 
-from __future__ import annotations
+# Annotations are evaluated here: torch.jit.script reads those of every module that a model owns.
 
 import torch
 from torch import Tensor
 
 from .functional import binary_cross_entropy_with_logits
 from .functional_linear import linear_binary_cross_entropy
+
+
+def _shown(module: torch.nn.Module, *described: str, **defaults: object) -> str:
+    """What is described already, and the options that are not their defaults; of a tensor its shape."""
+    values = {name: getattr(module, name) for name in defaults}
+    shown = {n: list(v.shape) if isinstance(v, Tensor) else v for n, v in values.items()}
+    return ", ".join([*described, *(f"{name}={v!r}" for name, v in shown.items() if v != defaults[name])])
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
@@ -45,6 +52,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
 
+    @torch.jit.ignore
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         return binary_cross_entropy_with_logits(
             input,
@@ -57,12 +65,16 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
             mask=mask,
         )
 
+    def extra_repr(self) -> str:
+        return _shown(self, weight=None, reduction="mean", pos_weight=None, label_smoothing=None, ignore_index=None)
+
 
 class LinearBCEWithLogitsLoss(torch.nn.Linear):
     """A linear layer and its loss in one, computed by :func:`fused_logistic.linear_binary_cross_entropy`.
 
     A :class:`torch.nn.Linear` (same parameters, initialisation and ``state_dict``, which is interchangeable) that is
-    called with the target: ``loss = head(input, target)``. The buffers of the loss are not part of the ``state_dict``.
+    called with the target: ``loss = head(input, target)``. Without one it is the linear layer: ``head(input)`` are the
+    logits. The buffers of the loss are not part of the ``state_dict``.
 
     Args:
         in_features: number of features.
@@ -80,7 +92,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
 
     Shape:
         input: ``[..., in_features]``; target: ``[..., num_labels]``, or sparse CSR ``[rows, num_labels]``; output: a
-        scalar, or ``[..., num_labels]`` for ``reduction="none"``.
+        scalar, or ``[..., num_labels]`` for ``reduction="none"`` and without target.
 
     Raises, dtypes and formula: see :func:`fused_logistic.linear_binary_cross_entropy`.
     """
@@ -111,7 +123,10 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         self.ignore_index = ignore_index
         self.chunk_bytes = chunk_bytes
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+    @torch.jit.ignore
+    def forward(self, input: Tensor, target: Tensor | None = None) -> Tensor:
+        if target is None:
+            return torch.nn.functional.linear(input, self.weight, self.bias)
         return linear_binary_cross_entropy(
             input,
             self.weight,
@@ -126,12 +141,23 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         )
 
     def logits(self, input: Tensor) -> Tensor:
-        """``F.linear(input, weight, bias)``: ``[..., num_labels]``."""
-        return torch.nn.functional.linear(input, self.weight, self.bias)
+        """The layer called without target, hooks included: ``F.linear(input, weight, bias)``, ``[..., num_labels]``."""
+        if torch.jit.is_scripting():  # where the call would be one of Python
+            return torch.nn.functional.linear(input, self.weight, self.bias)
+        return self(input)
 
     def predict_proba(self, input: Tensor) -> Tensor:
         """The probability of each label, sigmoid of the logits: ``[..., num_labels]``."""
         return torch.sigmoid(self.logits(input))
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, reduction={self.reduction!r}"
+        return _shown(
+            self,
+            super().extra_repr(),
+            loss_weight=None,
+            reduction="mean",
+            pos_weight=None,
+            label_smoothing=None,
+            ignore_index=None,
+            chunk_bytes=None,
+        )

@@ -2,18 +2,96 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import sys
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TypeVar
 
 import torch
+from torch import Tensor
+from torch.distributions import bernoulli, continuous_bernoulli, geometric
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.utils._contextlib import context_decorator
 
-from .functional import binary_cross_entropy_with_logits
+from . import functional
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 _TORCHS = torch.nn.functional.binary_cross_entropy_with_logits
-_OURS = binary_cross_entropy_with_logits
 _NAME = "binary_cross_entropy_with_logits"
+
+
+class _Ours:
+    """What torch's name holds while a patch is in force: our function, which equals torch's.
+
+    Equal, so that a subclass of Tensor or a TorchFunctionMode that looks torch's function up, in a table that was made
+    before the patch, finds it. Torch's function itself would be found too; but who does not find it calls what it was
+    given, as ``with torch.device(...)`` does, and that has to be ours.
+    """
+
+    def __init__(self) -> None:
+        functools.update_wrapper(self, functional.binary_cross_entropy_with_logits)
+        self.__module__ = __name__  # where pickle finds it, by what __reduce__ says
+
+    def __call__(
+        self,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        pos_weight: Tensor | None = None,
+        *,
+        label_smoothing: float | None = None,
+        ignore_index: int | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        torchs = label_smoothing is None and ignore_index is None and mask is None
+        if torchs and has_torch_function_variadic(input, target, weight, pos_weight):
+            return handle_torch_function(
+                self,
+                (input, target, weight, pos_weight),
+                input,
+                target,
+                weight=weight,
+                size_average=size_average,
+                reduce=reduce,
+                reduction=reduction,
+                pos_weight=pos_weight,
+            )
+        return functional.binary_cross_entropy_with_logits(
+            input,
+            target,
+            weight,
+            size_average,
+            reduce,
+            reduction,
+            pos_weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            mask=mask,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is _TORCHS
+
+    def __hash__(self) -> int:
+        return hash(_TORCHS)
+
+    def __reduce__(self) -> str:
+        return _NAME
+
+    def __repr__(self) -> str:
+        return f"<function {__name__}.{_NAME}>"
+
+
+binary_cross_entropy_with_logits = _Ours()
 
 
 @dataclass
@@ -25,12 +103,20 @@ class _Place:
 
 
 _lock = threading.Lock()
+# Where torch's function can be found: the last one where every other name is patched.
+_homes = [(module, _NAME) for module in (torch.nn.functional, bernoulli, geometric, continuous_bernoulli)]
+_homes.append((sys.modules[__name__], "_TORCHS"))
 _places: dict[tuple[ModuleType, str], _Place] = {}  # those that are ours at the moment
 
 
 def _names_in(module: ModuleType) -> list[tuple[ModuleType, str]]:
     """Under which names the module has torch's function, or had it before it was patched."""
-    names = [name for name, value in vars(module).items() if value is _TORCHS or (module, name) in _places]
+    names = [
+        name
+        for name, value in list(vars(module).items())
+        # ours where the module was imported under a patch
+        if value is _TORCHS or value is binary_cross_entropy_with_logits or (module, name) in _places
+    ]
     if not names:
         raise ValueError(
             f"patch: expected modules that imported {_NAME} from torch.nn.functional, "
@@ -39,21 +125,57 @@ def _names_in(module: ModuleType) -> list[tuple[ModuleType, str]]:
     return [(module, name) for name in names]
 
 
+def _let_pickle_find_torchs() -> None:
+    """Torch's function says where it is: pickle looks there, and insists on the very same object."""
+    home = next(home for home in _homes if getattr(*home, None) is _TORCHS) if _places else _homes[0]
+    _TORCHS.__module__, _TORCHS.__qualname__ = home[0].__name__, home[1]
+
+
 class Patch:
-    """What :func:`patch` returns: ends with :meth:`undo` or with the ``with`` block."""
+    """What :func:`patch` returns: ends with :meth:`undo` or with the ``with`` block, or decorates a function."""
 
     def __init__(self, modules: tuple[ModuleType, ...]) -> None:
         for module in modules:
             if not isinstance(module, ModuleType):
-                raise TypeError(f"patch: expected modules, got {type(module).__name__}")
+                raise TypeError(
+                    f"patch: expected modules, got {type(module).__name__}"
+                    + (" (a function is decorated by @patch(), with parentheses)" if callable(module) else "")
+                )
+        self._modules, self._held = modules, list[tuple[ModuleType, str]]()
         with _lock:
             places = [(torch.nn.functional, _NAME)]
             places += [place for module in modules for place in _names_in(module)]
-            self._held = list(dict.fromkeys(places))
-            for module, name in self._held:
-                place = _places.setdefault((module, name), _Place(getattr(module, name)))
-                place.patches += 1
-                setattr(module, name, _OURS)
+            try:
+                for place in dict.fromkeys(places):
+                    self._take(*place)
+            except BaseException:
+                self._give_back()
+                raise
+            _let_pickle_find_torchs()
+
+    def _take(self, module: ModuleType, name: str) -> None:
+        place = _places.get((module, name)) or _Place(getattr(module, name))
+        setattr(module, name, binary_cross_entropy_with_logits)
+        place.patches += 1
+        _places[module, name] = place
+        self._held.append((module, name))
+
+    def _give_back(self) -> list[str]:
+        """The names that were not ours any more."""
+        lost = []
+        while self._held:
+            module, name = self._held.pop(0)
+            place = _places[module, name]
+            place.patches -= 1
+            if place.patches:
+                continue
+            if getattr(module, name, None) is binary_cross_entropy_with_logits:
+                setattr(module, name, place.original)
+            else:
+                lost.append(f"{module.__name__}.{name}")
+            del _places[module, name]
+        _let_pickle_find_torchs()
+        return lost
 
     @property
     def active(self) -> bool:
@@ -66,22 +188,28 @@ class Patch:
         A name that somebody else has replaced in the meantime is left alone, with a ``RuntimeWarning``.
         """
         with _lock:
-            held, self._held = self._held, []
-            for module, name in held:
-                place = _places[module, name]
-                place.patches -= 1
-                if place.patches:
-                    continue
-                del _places[module, name]
-                if getattr(module, name, None) is _OURS:
-                    setattr(module, name, place.original)
-                else:
-                    warnings.warn(
-                        f"fused_logistic.patch: {module.__name__}.{name} was replaced by somebody else after it was "
-                        "patched; it is left as it is",
-                        RuntimeWarning,
-                        stacklevel=3,
-                    )
+            lost = self._give_back()
+        for name in lost:
+            warnings.warn(
+                f"fused_logistic.patch: {name} was replaced by somebody else after it was patched; it is left as it is",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def __call__(self, function: _Function) -> _Function:
+        """Decorates ``function``: this patch ends, and each call of the function runs under one of its own.
+
+        A generator is patched while it runs, not while it waits.
+
+        Raises:
+            TypeError: it is no function, or a coroutine function, which others run in between.
+        """
+        self.undo()
+        waits = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+        if not callable(function) or inspect.isclass(function) or waits:
+            kind = "a coroutine function" if waits else repr(function)
+            raise TypeError(f"patch: expected a function or a generator function to decorate, got {kind}")
+        return context_decorator(lambda: Patch(self._modules), function)
 
     def __enter__(self) -> Patch:
         if not self.active:
@@ -99,12 +227,16 @@ class Patch:
 def patch(*modules: ModuleType) -> Patch:
     """Makes ``torch.nn.functional.binary_cross_entropy_with_logits`` ours, for code that calls torch's.
 
-    As a function it holds until :meth:`Patch.undo`, as a context manager until the end of the block::
+    As a function it holds until :meth:`Patch.undo`, as a context manager until the end of the block, and as a decorator
+    (with parentheses) while the function runs::
 
         fl.patch()                     # from here on, for the whole process
 
         with fl.patch() as handle:     # or for a block
             train(model)
+
+        @fl.patch()                    # or for each call; functions and generator functions
+        def train(model): ...
 
     Whatever looks the function up in ``torch.nn.functional`` when it runs is served:
     ``F.binary_cross_entropy_with_logits``, ``torch.nn.BCEWithLogitsLoss``, ``torchvision.ops.sigmoid_focal_loss`` and
@@ -112,7 +244,15 @@ def patch(*modules: ModuleType) -> Patch:
     before has a name of its own for torch's function: give its module to have that name replaced too. (A module that
     says so while a patch is in force gets ours, and keeps it.)
 
-    Patches nest and can be undone in any order: torch's function is back when the last one is undone.
+    Patches nest and can be undone in any order: torch's function is back when the last one is undone. An error while
+    patching leaves nothing patched.
+
+    Subclasses of Tensor and ``TorchFunctionMode`` are asked as they are without the patch. The function they see equals
+    torch's and has its hash, so that a table keyed by torch's function has an entry for it (``is`` tells them apart).
+    One that is given an option of ours sees :func:`fused_logistic.binary_cross_entropy_with_logits`.
+
+    Pickle: what holds torch's function can be pickled while a patch is in force, and be loaded without this package.
+    What got its function from a patched name holds ours, and needs it.
 
     Threads: the replacement is one assignment and holds for every thread of the process; calls that are under way
     finish with the function they began with. Patches may be made and undone from several threads.

@@ -229,6 +229,14 @@ def compiled(mesh, loss, reduction, placement):
     return results
 
 
+def layer_fsdp2_predicts(mesh, rank):
+    """The weight is gathered by a hook of the module's call, and only for it."""
+    module, (x, _) = layer_model(), batch()
+    fully_shard(module.head, mesh=mesh)
+    hidden = module.hidden(x).tanh()
+    return [module.head.logits(hidden).detach(), module.head.predict_proba(hidden).detach()]
+
+
 def layer_dtensor(mesh, rank):
     """Labels divided among the processes."""
     module, (x, y) = layer_model(), batch()
@@ -257,7 +265,7 @@ def cases():
         yield ("focal", *case), lambda mesh, rank, case=case: focal(mesh, *case)
     for case in itertools.product(LOSSES, ("none", "mean", "sum"), PLACEMENTS):
         yield ("compiled", *case), lambda mesh, rank, case=case: compiled(mesh, *case)
-    for case in (ddp, fsdp2, tensor_parallel, layer_ddp, layer_fsdp2, layer_dtensor):
+    for case in (ddp, fsdp2, tensor_parallel, layer_ddp, layer_fsdp2, layer_fsdp2_predicts, layer_dtensor):
         yield (case.__name__,), case
 
 

@@ -117,6 +117,13 @@ def test_training_of_the_fused_layer(engine, results):
         assert_all_same(result, expected)
 
 
+def test_predictions_of_the_fused_layer(results):
+    module, (x, _) = worker.layer_model(), worker.batch()
+    logits = F.linear(module.hidden(x).tanh(), module.head.weight, module.head.bias).detach()
+    for result in result_of(results, "layer_fsdp2_predicts"):
+        assert_all_same(result, [logits, logits.sigmoid()])
+
+
 def test_fused_layer_of_dtensors(results):
     module, (x, y) = worker.layer_model(), worker.batch()
     loss = module(x, y)
