@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import composite, layer, ops, sharding
+from . import composite, matrices, ops, sharding
 from .options import Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -140,6 +140,9 @@ def _any_requires_grad(tensors: tuple[Any, ...]) -> bool:
 # ---- The layer -------------------------------------------------------------------------------------------------------
 
 
+_TENSORS = ops.Layer._fields.index("reduction")  # so many come first
+
+
 class LinearBinaryCrossEntropy(torch.autograd.Function):
     """``apply(*arguments of torch.ops.fused_logistic.linear_bce) -> loss``.
 
@@ -148,14 +151,14 @@ class LinearBinaryCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        tensors, (reduction, chunk_bytes, _, *options) = args[:9], args[9:]
+        tensors, (reduction, chunk_bytes, dtype, *options) = args[:_TENSORS], args[_TENSORS:]
         ctx.save_for_backward(*tensors)
         ctx.rest, ctx.options, ctx.gradients = (reduction, chunk_bytes), options, None
         ctx.output_mask = [t is not None and ctx.needs_input_grad[i] for i, t in enumerate(args[:3])]
         # fp16 has too few exponents to hold a mean's gradient that is still to be multiplied by a loss scale
         if args[0].dtype == torch.float16 or not made_early(reduction, *ctx.output_mask):
             return ops.call(ops.linear_bce, *args)
-        loss, *ctx.gradients = ops.call(ops.linear_bce_with_grad, *args[:12], ctx.output_mask, *options)
+        loss, *ctx.gradients = ops.call(ops.linear_bce_with_grad, *tensors, *ctx.rest, dtype, ctx.output_mask, *options)
         return loss
 
     @staticmethod
@@ -170,7 +173,7 @@ class LinearBinaryCrossEntropy(torch.autograd.Function):
         else:
             gradients = ops.linear_bce_backward(grad_output, *tensors, *ctx.rest, ctx.output_mask, *ctx.options)
         wanted = [g if asked else None for g, asked in zip(gradients, ctx.output_mask, strict=True)]
-        return *wanted, *[None] * (9 + len(ctx.options))
+        return *wanted, *[None] * (_TENSORS + len(ctx.options))
 
 
 def _scaled(grad: Tensor, grad_output: Tensor) -> Tensor:
@@ -187,6 +190,7 @@ def linear_loss(
     target: tuple[Tensor, Tensor | None, Tensor | None],
     weight: Tensor | None,
     pos_weight: Tensor | None,
+    mask: Tensor | None,
     reduction: int,
     chunk_bytes: int | None,
     options: Options,
@@ -202,10 +206,10 @@ def linear_loss(
     if sharding.is_dtensor(operands[0]) or sharding.is_dtensor(operands[1]):
         logits = composite.linear_logits(*operands)
         dense = composite.dense_target(*target, logits.shape[-1])
-        return loss(logits, dense, weight, pos_weight, None, reduction, options)
-    if reduction == ops.MEAN and options.leaves_out:
-        count = layer.count(operands[0], operands[1], *target, options.ignore_index)
-    args = (*operands, *target, weight, pos_weight, count, reduction, chunk_bytes, dtype, *options)
+        return loss(logits, dense, weight, pos_weight, mask, reduction, options)
+    if reduction == ops.MEAN and (mask is not None or options.leaves_out):
+        count = matrices.count(operands[0], operands[1], *target, mask, options.ignore_index)
+    args = (*operands, *target, weight, pos_weight, mask, count, reduction, chunk_bytes, dtype, *options)
     compiling = torch.compiler.is_compiling()
     if not compiling and (ops.transformed() or torch._C._get_tracing_state() is not None):
         return ops.linear_bce(*args)

@@ -11,14 +11,14 @@ No branch looks at a tensor's values, so all of it can be traced, batched by ``v
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks, ops
+from .ops import Layer
 from .options import Options
 
 # ---- Which elements count -----------------------------------------------------------------------------------------
@@ -270,28 +270,6 @@ def bce_with_grad(
 # ---- The layer ----------------------------------------------------------------------------------------------------
 
 
-class Layer(NamedTuple):
-    """What stands first in every op of the layer. A sparse target comes as its values and their indices."""
-
-    input: Tensor  # [..., features]
-    linear_weight: Tensor  # [labels, features], or [features] for logits without a dimension of labels
-    linear_bias: Tensor | None
-    target: Tensor  # of the logits' shape; sparse: [nnz]
-    crow_indices: Tensor | None
-    col_indices: Tensor | None
-    weight: Tensor | None
-    pos_weight: Tensor | None
-    mean_count: Tensor | None  # the ops' `count`, which is what tuples call something else
-    reduction: int
-    chunk_bytes: int | None
-
-    @classmethod
-    def split(cls, arguments: Sequence[Any]) -> tuple[Layer, Sequence[Any]]:
-        """The layer, and what follows it in the op's arguments."""
-        size = len(cls._fields)
-        return cls(*arguments[:size]), arguments[size:]
-
-
 def linear_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
     if linear_weight.dim() == 2:
         return F.linear(input, linear_weight, linear_bias)
@@ -343,7 +321,7 @@ def _operands(layer: Layer) -> tuple[Any, ...]:
     """What the elementwise ops take, up to the reduction: whole logits and a dense target."""
     logits = linear_logits(layer.input, layer.linear_weight, layer.linear_bias)
     target = dense_target(layer.target, layer.crow_indices, layer.col_indices, layer.linear_weight.shape[0])
-    return logits, target, layer.weight, layer.pos_weight, None, layer.mean_count, layer.reduction
+    return logits, target, layer.weight, layer.pos_weight, layer.mask, layer.mean_count, layer.reduction
 
 
 def linear_bce(*arguments: Any) -> Tensor:

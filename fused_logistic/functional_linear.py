@@ -31,12 +31,12 @@ def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor
 
 
 def _loss(input: Any, linear_weight: Any, linear_bias: Any, target: Any, *rest: Any) -> Tensor:
-    weight, pos_weight, reduction, chunk_bytes, options = rest
+    weight, pos_weight, mask, reduction, chunk_bytes, options = rest
     parts = _parts(input, linear_weight, target)
     uncompiled = parts[1] is not None and "torch._dynamo" in sys.modules  # where nobody compiles it stays unimported
     loss = _uncompiled_loss if uncompiled else autograd.linear_loss
     layer = input, linear_weight, linear_bias
-    return loss(layer, parts, weight, pos_weight, REDUCTIONS[reduction], chunk_bytes, options)
+    return loss(layer, parts, weight, pos_weight, mask, REDUCTIONS[reduction], chunk_bytes, options)
 
 
 def linear_binary_cross_entropy(
@@ -50,6 +50,7 @@ def linear_binary_cross_entropy(
     reduction: str = "mean",
     ignore_index: int | None = None,
     label_smoothing: float | None = None,
+    mask: Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> Tensor:
     r"""Binary cross entropy of a linear layer, logits and sigmoid included: the chain rule from the loss back to it.
@@ -78,6 +79,9 @@ def linear_binary_cross_entropy(
         ignore_index: elements whose target has this value contribute nothing; ``"mean"`` divides by the number of
             those that remain.
         label_smoothing: in [0, 1], None being 0; the target :math:`y` becomes :math:`y (1 - s) + s / 2`.
+        mask: bool; broadcasts to ``[..., labels]``. Where it is False, as for ``ignore_index``, whatever the element's
+            target, weight or ``grad_output`` is. A NaN in ``input`` itself reaches the weight's gradient as it does in
+            torch, by the product 0 x NaN.
         chunk_bytes: how many bytes a tile of the logits may take. None: 8 MiB on the CPU, else 32 MiB. The products
             and the order of the sums depend on it, so results differ by rounding.
 
@@ -94,17 +98,18 @@ def linear_binary_cross_entropy(
         varies both over labels and over some, not all, of several leading dimensions is expanded.
 
     Raises:
-        TypeError: an argument is not a tensor, or ``linear_weight`` or ``linear_bias`` is not of the input's dtype.
+        TypeError: an argument is not a tensor, or ``linear_weight`` or ``linear_bias`` is not of the input's dtype, or
+            ``mask`` is not bool.
         ValueError: a shape, layout, ``reduction``, ``label_smoothing`` or ``chunk_bytes`` that does not fit.
-        RuntimeError: ``weight`` or ``pos_weight`` does not broadcast; tensors on different devices.
+        RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast; tensors on different devices.
         NotImplementedError: a dtype that is not supported.
 
     Formula: the chain rule of L(sigma(x W + b)); ``csrc/logistic.h``, ``docs/derivation.md``.
     """
-    if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight, pos_weight):
+    if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight, pos_weight, mask):
         return handle_torch_function(
             linear_binary_cross_entropy,
-            (input, linear_weight, target, linear_bias, weight, pos_weight),
+            (input, linear_weight, target, linear_bias, weight, pos_weight, mask),
             input,
             linear_weight,
             target,
@@ -114,10 +119,11 @@ def linear_binary_cross_entropy(
             reduction=reduction,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
+            mask=mask,
             chunk_bytes=chunk_bytes,
         )
     options = Options(label_smoothing or 0.0, ignore_index)
-    arguments = input, linear_weight, linear_bias, target, weight, pos_weight, reduction, chunk_bytes, options
+    arguments = input, linear_weight, linear_bias, target, weight, pos_weight, mask, reduction, chunk_bytes, options
     if torch.compiler.is_compiling():  # checked without data (registration.py)
         return _loss(*arguments)
     try:
@@ -126,10 +132,11 @@ def linear_binary_cross_entropy(
         refusal = error
     try:
         check_reduction(_OP, reduction)
+        optional = {"linear_bias": linear_bias, "weight": weight, "pos_weight": pos_weight, "mask": mask}
         required: dict[str, object] = {"input": input, "linear_weight": linear_weight, "target": target}
-        checks.tensors(_OP, required, linear_bias=linear_bias, weight=weight, pos_weight=pos_weight)
+        checks.tensors(_OP, required, **optional)
         parts = _parts(input, linear_weight, target)
-        rest: tuple[Any, ...] = (weight, pos_weight, None, ops.SUM, chunk_bytes, *options)
+        rest: tuple[Any, ...] = (weight, pos_weight, mask, None, ops.SUM, chunk_bytes, *options)
         checks.layer(input, linear_weight, linear_bias, *parts, *rest)
         raise refusal
     finally:

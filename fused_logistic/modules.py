@@ -79,8 +79,8 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         dtype: of the parameters.
 
     Shape:
-        input: ``[..., in_features]``; target: ``[..., num_labels]``, or sparse CSR ``[rows, num_labels]``; output: a
-        scalar, or ``[..., num_labels]`` for ``reduction="none"``.
+        input: ``[..., in_features]``; target: ``[..., num_labels]``, or sparse CSR ``[rows, num_labels]``; mask:
+        broadcasts to ``[..., num_labels]``; output: a scalar, or ``[..., num_labels]`` for ``reduction="none"``.
 
     Raises, dtypes and formula: see :func:`fused_logistic.linear_binary_cross_entropy`.
     """
@@ -111,7 +111,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         self.ignore_index = ignore_index
         self.chunk_bytes = chunk_bytes
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         return linear_binary_cross_entropy(
             input,
             self.weight,
@@ -122,6 +122,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            mask=mask,
             chunk_bytes=self.chunk_bytes,
         )
 

@@ -37,7 +37,9 @@ def step(x, w, b, target, **options):
     count=st.sampled_from([0, 1, 12, 300]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.float16]),
     target_dtype=st.sampled_from([torch.float32, torch.float64, torch.int64, torch.bool, torch.bfloat16]),
-    option=st.sampled_from(["plain", "smoothing", "ignore 1", "ignore 0", "weights", "per row", "full"]),
+    option=st.sampled_from(
+        ["plain", "smoothing", "ignore 1", "ignore 0", "weights", "per row", "full", "mask", "masked rows"]
+    ),
     reduction=st.sampled_from(["none", "mean", "sum"]),
     chunk_bytes=st.sampled_from([None, 64, 3000]),
     seed=st.integers(0, 1000),
@@ -55,6 +57,8 @@ def test_equals_dense(shape, count, dtype, target_dtype, option, reduction, chun
         "weights": {"weight": torch.rand(labels), "pos_weight": torch.rand(labels)},
         "per row": {"weight": torch.rand(rows, 1), "pos_weight": torch.tensor(3.0)},
         "full": {"weight": torch.rand(rows, labels), "pos_weight": torch.rand(rows, labels), "label_smoothing": 0.3},
+        "mask": {"mask": torch.rand(rows, labels) < 0.7, "ignore_index": 1, "label_smoothing": 0.3},
+        "masked rows": {"mask": torch.rand(rows, 1) < 0.7, "ignore_index": 0},
     }[option]
     options |= {"reduction": reduction, "chunk_bytes": chunk_bytes}
     sparse, dense = step(x, w, b, target, **options), step(x, w, b, target.to_dense(), **options)
