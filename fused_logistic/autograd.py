@@ -8,6 +8,7 @@ ops' own derivatives, which are right to any order (:mod:`fused_logistic.composi
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -40,11 +41,11 @@ def recorded() -> bool:
     return bool(_modes() or _pre_dispatched(_PRE_DISPATCH)) or torch._C._get_tracing_state() is not None
 
 
-def is_one(grad_output: Tensor) -> bool:
-    """Whether it is known to be 1: looked at only where that waits for no device and nothing records it."""
+def known(grad_output: Tensor) -> float | None:
+    """Its value: looked at only where that waits for no device and nothing records it, else None."""
     if type(grad_output) is not Tensor or not grad_output.is_cpu or torch.compiler.is_compiling() or recorded():
-        return False
-    return grad_output.item() == 1
+        return None
+    return grad_output.item()
 
 
 def loss_dtype(input: Tensor, target: Tensor, promotes: bool = False) -> torch.dtype:
@@ -80,16 +81,20 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        operands, needed = ctx.saved_tensors, ctx.needs_input_grad
+        needed = ctx.needs_input_grad
         grads: list[Tensor | None] = [None] * len(needed)
         if handed_out(grad_output):
             # once: its new owner may change it. Taken and replaced in one go, for threads that share the graph
             grads[0], ctx.grad_logits = ctx.grad_logits, None
-        if grads[0] is not None:
-            if not is_one(grad_output):
-                ops.call(ops.bce_backward_, grads[0], grad_output, *operands, ctx.reduction, *ctx.options)
-        elif needed[0]:
-            grads[0] = ops.bce_backward(grad_output, *operands, ctx.reduction, ops.LOGITS, *ctx.options)
+        is_finished = grads[0] is not None and known(grad_output) == 1
+        if is_finished and True not in needed[1:4]:
+            return tuple(grads)  # the operands stay packed: whether they have changed since does not matter
+        operands = ctx.saved_tensors
+        if grads[0] is None:
+            if needed[0]:
+                grads[0] = ops.bce_backward(grad_output, *operands, ctx.reduction, ops.LOGITS, *ctx.options)
+        elif not is_finished:
+            ops.call(ops.bce_backward_, grads[0], grad_output, *operands, ctx.reduction, *ctx.options)
         if True in needed[1:4]:
             for wrt in (ops.TARGET, ops.WEIGHT, ops.POS_WEIGHT):
                 if needed[wrt]:
@@ -163,7 +168,6 @@ class LinearBinaryCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
         gradients = None
         if handed_out(grad_output):
             gradients, ctx.gradients = ctx.gradients, None
@@ -171,18 +175,24 @@ class LinearBinaryCrossEntropy(torch.autograd.Function):
             # scaled, since a second set of products would cost more than the rounding is worth
             gradients = [_scaled(g, grad_output) for g in gradients]
         else:
-            gradients = ops.linear_bce_backward(grad_output, *tensors, *ctx.rest, ctx.output_mask, *ctx.options)
+            gradients = ops.linear_bce_backward(
+                grad_output, *ctx.saved_tensors, *ctx.rest, ctx.output_mask, *ctx.options
+            )
         wanted = [g if asked else None for g, asked in zip(gradients, ctx.output_mask, strict=True)]
         return *wanted, *[None] * (_TENSORS + len(ctx.options))
 
 
 def _scaled(grad: Tensor, grad_output: Tensor) -> Tensor:
-    """``grad * grad_output``, in place where nothing records it, and not at all by 1."""
-    if is_one(grad_output):
+    """``grad * grad_output``, where 0 stays 0 whatever grad_output is: it may be of elements that are left out."""
+    if torch.compiler.is_compiling() or recorded():  # nothing in place, and no value is known
+        return torch.where(grad == 0, grad, (grad * grad_output).to(grad.dtype))
+    factor = known(grad_output)
+    if factor == 1:
         return grad
-    if torch.compiler.is_compiling() or recorded():
-        return (grad * grad_output).to(grad.dtype)
-    return grad.mul_(grad_output)
+    if factor is not None and math.isfinite(factor):
+        return grad.mul_(grad_output)
+    zeros = grad == 0
+    return grad.mul_(grad_output).masked_fill_(zeros, 0)
 
 
 def linear_loss(

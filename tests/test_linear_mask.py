@@ -57,6 +57,29 @@ def test_nothing_left(labels, sparse):
             assert not any(g.any() for g in grads)
 
 
+@pytest.mark.parametrize("how", ["early", "compiled", "recomputed", "create_graph", "autocast"])
+@pytest.mark.parametrize("labels", [1, 5])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_zero_times_an_infinite_grad_output(value, labels, how):
+    """A row and a label that are left out altogether get no gradient."""
+    torch._dynamo.reset()
+    x, w, b, shape = layer((6,), 3, labels)
+    target, mask = torch.rand(shape, dtype=torch.double), torch.ones(shape, dtype=torch.bool)
+    mask[2] = False
+    mask[:, 1:2] = False  # of several
+    function = fl.linear_binary_cross_entropy
+    if how == "compiled":
+        function = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", enabled=how == "autocast"):
+        loss = function(x, w, target, linear_bias=b, mask=mask)
+    factor = torch.full((), value, dtype=loss.dtype)
+    if how == "recomputed":
+        torch.autograd.grad(loss, (x, w, b), retain_graph=True)
+    grads = torch.autograd.grad(loss, (x, w, b), factor, create_graph=how == "create_graph")
+    assert not grads[0][2].any() and not grads[1][1:2].any() and not grads[2][1:2].any()
+    assert labels == 1 or not grads[0][0].isfinite().any()
+
+
 def test_transforms():
     x, w, b, shape = (t.detach() if isinstance(t, torch.Tensor) else t for t in layer((6,), 3, 5))
     target, masks = torch.rand(shape, dtype=torch.double), torch.rand(4, *shape) < 0.6
