@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import autograd, checks, ops
+from . import autograd, checks, composite, ops
 from .functional import REDUCTIONS, check_reduction
 from .options import Options
 
@@ -22,11 +22,21 @@ def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor
     """(values, crow_indices, col_indices) of a sparse target; (target, None, None) of a dense one."""
     if target.layout == torch.strided:
         return target, None, None
-    if target.layout != torch.sparse_csr:
-        raise ValueError(f"{_OP}: expected target of layout torch.strided or torch.sparse_csr, got {target.layout}")
+    if target.layout not in (torch.sparse_csr, torch.sparse_coo):
+        layouts = "torch.strided, torch.sparse_csr or torch.sparse_coo"
+        raise ValueError(f"{_OP}: expected target of layout {layouts}, got {target.layout}")
     shape = (*input.shape[:-1], *linear_weight.shape[:-1])
     if target.shape != shape:
         raise ValueError(f"{_OP}: expected target of shape {list(shape)}, got {list(target.shape)}")
+    if target.layout == torch.sparse_coo:
+        if torch._C._functorch.is_functorch_wrapped_tensor(target):
+            raise NotImplementedError(f"{_OP}: expected a sparse target that torch.func does not transform")
+        if (target.sparse_dim(), target.dense_dim()) != (2, 0):
+            raise ValueError(
+                f"{_OP}: expected a sparse target of 2 sparse dimensions and no dense one, "
+                f"got {target.sparse_dim()} and {target.dense_dim()}"
+            )
+        return composite.csr_of_coo(target)
     return target.values(), target.crow_indices(), target.col_indices()
 
 
@@ -69,9 +79,9 @@ def linear_binary_cross_entropy(
         linear_weight: :math:`W`, ``[labels, features]``, or ``[features]`` for logits of shape ``[...]``; of the
             input's dtype, as for :func:`torch.nn.functional.linear`.
         target: in [0, 1] (not checked), ``[..., labels]``, of any dtype that ``binary_cross_entropy_with_logits``
-            takes; or a ``torch.sparse_csr`` tensor ``[rows, labels]`` for a two-dimensional input, equal to its
-            ``to_dense()`` in meaning (duplicates add up) without ever being dense: what it costs over targets that are
-            all 0 grows with the number of its elements alone.
+            takes; or a ``torch.sparse_csr`` or ``torch.sparse_coo`` tensor ``[rows, labels]`` for a two-dimensional
+            input, equal to its ``to_dense()`` in meaning (duplicates add up) without ever being dense: what it costs
+            over targets that are all 0 grows with the number of its elements alone.
         linear_bias: :math:`b`, ``[labels]`` (``[]`` or ``[1]`` where ``linear_weight`` has one dimension).
         weight: weight of the elements' losses; broadcasts to ``[..., labels]``.
         pos_weight: weight of positive examples; broadcasts likewise.
@@ -94,7 +104,7 @@ def linear_binary_cross_entropy(
         Differentiable in ``input``, ``linear_weight`` and ``linear_bias`` without storing the logits. Where ``target``,
         ``weight`` or ``pos_weight`` requires a gradient, under ``torch.func``, forward-mode AD, ``vmap`` and
         ``create_graph``, and for a DTensor, the composition above is computed instead: right, but with whole logits
-        (and a dense target; ``torch.func.grad`` and its kin refuse a sparse one, as torch has them do). A weight that
+        (and a dense target; ``torch.func.grad`` and its kin refuse a CSR one, as torch has them do). A weight that
         varies both over labels and over some, not all, of several leading dimensions is expanded.
 
     Raises:
