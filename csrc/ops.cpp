@@ -15,7 +15,7 @@
 // A sparse target [rows, labels] comes as its values and indices. Gradients that output_mask leaves out are empty.
 #define LAYER                                                                                              \
   "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? crow_indices, Tensor? " \
-  "col_indices, Tensor? weight, Tensor? pos_weight, Tensor? count, int reduction, int? chunk_bytes, "
+  "col_indices, Tensor? weight, Tensor? pos_weight, Tensor? mask, Tensor? count, int reduction, int? chunk_bytes, "
 
 STABLE_TORCH_LIBRARY(fused_logistic, m) {
   m.def("bce(" OPERANDS "int reduction, ScalarType dtype" OPTIONS "Tensor");
@@ -25,7 +25,7 @@ STABLE_TORCH_LIBRARY(fused_logistic, m) {
   m.def("bce_count(Tensor target, Tensor? mask, int? ignore_index) -> Tensor");
   m.def(
       "bce_tile_(Tensor(a!) logits, Tensor(b!)? losses, Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? "
-      "grad_output, float scale, bool whole, bool wants_grad" OPTIONS "Tensor");
+      "mask, Tensor? grad_output, float scale, bool whole, bool wants_grad" OPTIONS "Tensor");
 
   m.def("linear_bce(" LAYER "ScalarType dtype" OPTIONS "Tensor");
   m.def("linear_bce_with_grad(" LAYER "ScalarType dtype, bool[3] output_mask" OPTIONS
@@ -34,7 +34,7 @@ STABLE_TORCH_LIBRARY(fused_logistic, m) {
         "(Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   m.def(
       "linear_bce_single(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, "
-      "Tensor? pos_weight, Tensor? grad_output, Tensor? count, int reduction, ScalarType dtype, bool[3] "
+      "Tensor? pos_weight, Tensor? mask, Tensor? grad_output, Tensor? count, int reduction, ScalarType dtype, bool[3] "
       "output_mask" OPTIONS "(Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   m.def("empty(int[] size, ScalarType dtype) -> Tensor");
 }

@@ -9,13 +9,14 @@ ops' own derivatives, which are right to any order (:mod:`fused_logistic.composi
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import checks, composite, layer, ops, sharding
+from . import checks, composite, matrices, ops, sharding
 from .options import Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -42,11 +43,11 @@ def recorded() -> bool:
     return bool(_modes() or _pre_dispatched(_PRE_DISPATCH)) or torch._C._get_tracing_state() is not None
 
 
-def is_one(grad_output: Tensor) -> bool:
-    """Whether it is known to be 1: looked at only where that waits for no device and nothing records it."""
+def known(grad_output: Tensor) -> float | None:
+    """Its value: looked at only where that waits for no device and nothing records it, else None."""
     if type(grad_output) is not Tensor or not grad_output.is_cpu or torch.compiler.is_compiling() or recorded():
-        return False
-    return grad_output.item() == 1
+        return None
+    return grad_output.item()
 
 
 def loss_dtype(input: Tensor, target: Tensor, promotes: bool = False) -> torch.dtype:
@@ -87,16 +88,20 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        operands, needed = ctx.saved_tensors, ctx.needs_input_grad
+        needed = ctx.needs_input_grad
         grads: list[Tensor | None] = [None] * len(needed)
         if handed_out(grad_output):
             # once: its new owner may change it. Taken and replaced in one go, for threads that share the graph
             grads[0], ctx.grad_logits = ctx.grad_logits, None
-        if grads[0] is not None:
-            if not is_one(grad_output):
-                ops.call(ops.bce_backward_, grads[0], grad_output, *operands, ctx.reduction, *ctx.options)
-        elif needed[0]:
-            grads[0] = ops.bce_backward(grad_output, *operands, ctx.reduction, ops.LOGITS, *ctx.options)
+        is_finished = grads[0] is not None and known(grad_output) == 1
+        if is_finished and True not in needed[1:4]:
+            return tuple(grads)  # the operands stay packed: whether they have changed since does not matter
+        operands = ctx.saved_tensors
+        if grads[0] is None:
+            if needed[0]:
+                grads[0] = ops.bce_backward(grad_output, *operands, ctx.reduction, ops.LOGITS, *ctx.options)
+        elif not is_finished:
+            ops.call(ops.bce_backward_, grads[0], grad_output, *operands, ctx.reduction, *ctx.options)
         if True in needed[1:4]:
             for wrt in (ops.TARGET, ops.WEIGHT, ops.POS_WEIGHT):
                 if needed[wrt]:
@@ -155,6 +160,9 @@ def _any_requires_grad(tensors: Sequence[Any]) -> bool:
 # ---- The layer -------------------------------------------------------------------------------------------------------
 
 
+_TENSORS = ops.Layer._fields.index("reduction")  # so many come first
+
+
 class LinearBinaryCrossEntropy(torch.autograd.Function):
     """``apply(*arguments of torch.ops.fused_logistic.linear_bce) -> loss``.
 
@@ -168,19 +176,18 @@ class LinearBinaryCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        tensors, (reduction, chunk_bytes, _, *options) = args[:9], args[9:]
+        tensors, (reduction, chunk_bytes, dtype, *options) = args[:_TENSORS], args[_TENSORS:]
         ctx.save_for_backward(*tensors)
         ctx.rest, ctx.options, ctx.gradients = (reduction, chunk_bytes), options, None
         ctx.output_mask = [t is not None and ctx.needs_input_grad[i] for i, t in enumerate(args[:3])]
         # fp16 has too few exponents to hold a mean's gradient that is still to be multiplied by a loss scale
         if args[0].dtype == torch.float16 or not made_early(reduction, *ctx.output_mask):
             return ops.call(ops.linear_bce, *args)
-        loss, *ctx.gradients = ops.call(ops.linear_bce_with_grad, *args[:12], ctx.output_mask, *options)
+        loss, *ctx.gradients = ops.call(ops.linear_bce_with_grad, *tensors, *ctx.rest, dtype, ctx.output_mask, *options)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
         gradients = None
         if handed_out(grad_output):
             gradients, ctx.gradients = ctx.gradients, None
@@ -188,18 +195,24 @@ class LinearBinaryCrossEntropy(torch.autograd.Function):
             # scaled, since a second set of products would cost more than the rounding is worth
             gradients = [_scaled(g, grad_output) for g in gradients]
         else:
-            gradients = ops.linear_bce_backward(grad_output, *tensors, *ctx.rest, ctx.output_mask, *ctx.options)
+            gradients = ops.linear_bce_backward(
+                grad_output, *ctx.saved_tensors, *ctx.rest, ctx.output_mask, *ctx.options
+            )
         wanted = [g if asked else None for g, asked in zip(gradients, ctx.output_mask, strict=True)]
-        return *wanted, *[None] * (9 + len(ctx.options))
+        return *wanted, *[None] * (_TENSORS + len(ctx.options))
 
 
 def _scaled(grad: Tensor, grad_output: Tensor) -> Tensor:
-    """``grad * grad_output``, in place where nothing records it, and not at all by 1."""
-    if is_one(grad_output):
+    """``grad * grad_output``, where 0 stays 0 whatever grad_output is: it may be of elements that are left out."""
+    if torch.compiler.is_compiling() or recorded():  # nothing in place, and no value is known
+        return torch.where(grad == 0, grad, (grad * grad_output).to(grad.dtype))
+    factor = known(grad_output)
+    if factor == 1:
         return grad
-    if torch.compiler.is_compiling() or recorded():
-        return (grad * grad_output).to(grad.dtype)
-    return grad.mul_(grad_output)
+    if factor is not None and math.isfinite(factor):
+        return grad.mul_(grad_output)
+    zeros = grad == 0
+    return grad.mul_(grad_output).masked_fill_(zeros, 0)
 
 
 def linear_loss(
@@ -207,6 +220,7 @@ def linear_loss(
     target: tuple[Tensor, Tensor | None, Tensor | None],
     weight: Tensor | None,
     pos_weight: Tensor | None,
+    mask: Tensor | None,
     reduction: int,
     chunk_bytes: int | None,
     options: Options,
@@ -222,10 +236,10 @@ def linear_loss(
     if torch.compiler.is_exporting() or sharding.is_dtensor(operands[0]) or sharding.is_dtensor(operands[1]):
         logits = composite.linear_logits(*operands)
         dense = composite.dense_target(*target, logits.shape[-1])
-        return loss(logits, dense, weight, pos_weight, None, reduction, options)
-    if reduction == ops.MEAN and options.leaves_out:
-        count = layer.count(operands[0], operands[1], *target, options.ignore_index)
-    args = (*operands, *target, weight, pos_weight, count, reduction, chunk_bytes, dtype, *options)
+        return loss(logits, dense, weight, pos_weight, mask, reduction, options)
+    if reduction == ops.MEAN and (mask is not None or options.leaves_out):
+        count = matrices.count(operands[0], operands[1], *target, mask, options.ignore_index)
+    args = (*operands, *target, weight, pos_weight, mask, count, reduction, chunk_bytes, dtype, *options)
     if not _decided_later():
         if not (torch.is_grad_enabled() and _any_requires_grad(args[:8])):
             return ops.call(ops.linear_bce, *args)

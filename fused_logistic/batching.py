@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import checks, composite, ops
-from .composite import Layer
+from .ops import Layer
 
 _Dims = Sequence[Any]  # of every argument the batch's dimension; None: not batched
 
@@ -126,8 +126,8 @@ class _Layers:
         out = (*self.lead, labels) if self.has_labels else self.lead
         logits = logits.expand(self.batch, self.rows, labels).reshape(self.batch, *out)
         target = composite.dense_target(layer.target, layer.crow_indices, layer.col_indices, labels)
-        self.operands = logits, target, layer.weight, layer.pos_weight, None, layer.mean_count, layer.reduction
-        self.in_dims = 0, dims.target, dims.weight, dims.pos_weight, None, dims.mean_count, None
+        self.operands = logits, target, *layer[Layer._fields.index("weight") : -1]
+        self.in_dims = 0, dims.target, *dims[Layer._fields.index("weight") : -1]
 
     def backward(self, grad: Tensor, output_mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
         rows = grad.reshape(self.batch, self.rows, self.weight.shape[1])

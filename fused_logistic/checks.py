@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .ops import Layer
 from .options import Options
 
 LAYER = "linear_binary_cross_entropy"
@@ -89,6 +90,11 @@ def _floating(op: str, name: str, tensor: Tensor) -> None:
         )
 
 
+def _bool(op: str, mask: Tensor | None) -> None:
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(f"{op}: expected mask of dtype bool, got {dtype_name(mask.dtype)}")
+
+
 def _reduction(op: str, reduction: int) -> None:
     if reduction not in (0, 1, 2):
         raise ValueError(f"{op}: expected reduction 0 (none), 1 (mean) or 2 (sum), got {reduction}")
@@ -142,8 +148,7 @@ def loss(
         _same_device(op, name, tensor, logits)
         _broadcasts(op, name, tensor, logits.shape)
         _readable(op, tensor)
-    if mask is not None and mask.dtype != torch.bool:
-        raise TypeError(f"{op}: expected mask of dtype bool, got {dtype_name(mask.dtype)}")
+    _bool(op, mask)
     _reduction(op, reduction)
     given.check(op)
     _count(op, count, logits, mask is not None or given.leaves_out, reduction)
@@ -158,6 +163,7 @@ def layer(
     col_indices: Tensor | None,
     weight: Tensor | None,
     pos_weight: Tensor | None,
+    mask: Tensor | None,
     count: Tensor | None,
     reduction: int,
     chunk_bytes: int | None,
@@ -208,18 +214,19 @@ def layer(
         _sparse(op, input, linear_weight, target, crow_indices, col_indices, logits)
     _readable(op, target)
     _same_device(op, "target", target, input)
-    for name, tensor in (("weight", weight), ("pos_weight", pos_weight)):
+    for name, tensor in (("weight", weight), ("pos_weight", pos_weight), ("mask", mask)):
         if tensor is None:
             continue
         _strided(op, name, tensor, ValueError)
         _broadcasts(op, name, tensor, logits)
         _same_device(op, name, tensor, input)
         _readable(op, tensor)
+    _bool(op, mask)
     _reduction(op, reduction)
     given.check_of_layer(op)
     if chunk_bytes is not None and chunk_bytes <= 0:
         raise ValueError(f"{op}: expected chunk_bytes > 0, got {chunk_bytes}")
-    _count(op, count, input, given.leaves_out, reduction)
+    _count(op, count, input, mask is not None or given.leaves_out, reduction)
 
 
 def _sparse(
@@ -292,24 +299,26 @@ def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None) -> 
     _readable("bce_count", target)
     if mask is None:
         return
-    if mask.dtype != torch.bool:
-        raise TypeError(f"bce_count: expected mask of dtype bool, got {dtype_name(mask.dtype)}")
+    _bool("bce_count", mask)
     _broadcasts("bce_count", "mask", mask, target.shape)
     _same_device("bce_count", "mask", mask, target)
 
 
 def linear_bce(*args: Any) -> None:
-    layer(*args[:11], *args[12:])
-    _result("linear_bce", args[11])
+    of, (dtype, *options) = Layer.split(args)
+    layer(*of, *options)
+    _result("linear_bce", dtype)
 
 
 def linear_bce_with_grad(*args: Any) -> None:
-    layer(*args[:11], *args[13:])
-    reduced("linear_bce_with_grad", args[9])
+    of, (dtype, _, *options) = Layer.split(args)
+    linear_bce(*of, dtype, *options)
+    reduced("linear_bce_with_grad", of.reduction)
 
 
 def linear_bce_backward(grad_output: Tensor, *args: Any) -> None:
-    layer(*args[:11], *args[12:])
-    logits = [*args[0].shape[:-1], *args[1].shape[:-1]]
+    of, (_, *options) = Layer.split(args)
+    layer(*of, *options)
+    logits = [*of.input.shape[:-1], *of.linear_weight.shape[:-1]]
     _broadcasts("linear_bce_backward", "grad_output", grad_output, logits)
     _same_device("linear_bce_backward", "grad_output", grad_output, args[0])

@@ -11,14 +11,14 @@ No branch looks at a tensor's values, so all of it can be traced, batched by ``v
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks, ops
+from .ops import Layer
 from .options import Options
 
 # ---- Which elements count -----------------------------------------------------------------------------------------
@@ -270,28 +270,6 @@ def bce_with_grad(
 # ---- The layer ----------------------------------------------------------------------------------------------------
 
 
-class Layer(NamedTuple):
-    """What stands first in every op of the layer. A sparse target comes as its values and their indices."""
-
-    input: Tensor  # [..., features]
-    linear_weight: Tensor  # [labels, features], or [features] for logits without a dimension of labels
-    linear_bias: Tensor | None
-    target: Tensor  # of the logits' shape; sparse: [nnz]
-    crow_indices: Tensor | None
-    col_indices: Tensor | None
-    weight: Tensor | None
-    pos_weight: Tensor | None
-    mean_count: Tensor | None  # the ops' `count`, which is what tuples call something else
-    reduction: int
-    chunk_bytes: int | None
-
-    @classmethod
-    def split(cls, arguments: Sequence[Any]) -> tuple[Layer, Sequence[Any]]:
-        """The layer, and what follows it in the op's arguments."""
-        size = len(cls._fields)
-        return cls(*arguments[:size]), arguments[size:]
-
-
 def linear_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
     if linear_weight.dim() == 2:
         return F.linear(input, linear_weight, linear_bias)
@@ -306,6 +284,17 @@ def _has_values(tensor: Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def _require(*conditions: tuple[Tensor, str]) -> None:
+    if all(_has_values(right) for right, _ in conditions):
+        found = torch.stack([right for right, _ in conditions]).tolist()
+        for right, (_, message) in zip(found, conditions, strict=True):
+            if not right:
+                raise ValueError(message)
+        return
+    for right, message in conditions:
+        torch._assert_async(right, message)
+
+
 def places(crow_indices: Tensor, col_indices: Tensor, labels: int) -> tuple[Tensor, Tensor]:
     """The row and the column of every value of a sparse target ``[rows, labels]``.
 
@@ -313,21 +302,28 @@ def places(crow_indices: Tensor, col_indices: Tensor, labels: int) -> tuple[Tens
     yet, a RuntimeError as soon as they are computed.
     """
     number = col_indices.numel()
-    op = "linear_binary_cross_entropy"
+    op = checks.LAYER
     rising = f"{op}: expected crow_indices of a sparse target that rise from 0 to {number}, got others"
     inside = f"{op}: expected column indices of a sparse target in [0, {labels}), got others"
     rise = (crow_indices[0] == 0) & (crow_indices[-1] == number) & (crow_indices.diff() >= 0).all()
     are_inside = ((col_indices >= 0) & (col_indices < labels)).all()
-    if _has_values(rise) and _has_values(are_inside):
-        for right, message in zip(torch.stack([rise, are_inside]).tolist(), (rising, inside), strict=True):
-            if not right:
-                raise ValueError(message)
-    else:
-        torch._assert_async(rise, rising)
-        torch._assert_async(are_inside, inside)
+    _require((rise, rising), (are_inside, inside))
     every_row = torch.arange(crow_indices.numel() - 1, device=crow_indices.device)
     row = torch.repeat_interleave(every_row, crow_indices.diff(), output_size=number)
     return row, col_indices.long()
+
+
+def csr_of_coo(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(values, crow_indices, col_indices) of a sparse COO target ``[rows, labels]``, differentiable in its values."""
+    limits = torch.tensor(target.shape, device=target.device).unsqueeze(-1)
+    found = target._indices()
+    # first: coalesced, a column that is too large would be one of the next row
+    inside = f"{checks.LAYER}: expected indices of a sparse target inside of {list(target.shape)}, got others"
+    _require((((found >= 0) & (found < limits)).all(), inside))
+    target = target.coalesce()
+    row, column = target.indices()
+    crow_indices = torch.searchsorted(row.contiguous(), torch.arange(target.shape[0] + 1, device=row.device))
+    return target.values(), crow_indices, column
 
 
 def dense_target(target: Tensor, crow_indices: Tensor | None, col_indices: Tensor | None, labels: int) -> Tensor:
@@ -343,7 +339,7 @@ def _operands(layer: Layer) -> tuple[Any, ...]:
     """What the elementwise ops take, up to the reduction: whole logits and a dense target."""
     logits = linear_logits(layer.input, layer.linear_weight, layer.linear_bias)
     target = dense_target(layer.target, layer.crow_indices, layer.col_indices, layer.linear_weight.shape[0])
-    return logits, target, layer.weight, layer.pos_weight, None, layer.mean_count, layer.reduction
+    return logits, target, layer.weight, layer.pos_weight, layer.mask, layer.mean_count, layer.reduction
 
 
 def linear_bce(*arguments: Any) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import autograd, checks, ops
+from . import autograd, checks, composite, ops
 from .functional import check_reduction, number_of
 from .options import Options
 
@@ -22,21 +22,31 @@ def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor
     """(values, crow_indices, col_indices) of a sparse target; (target, None, None) of a dense one."""
     if target.layout == torch.strided:
         return target, None, None
-    if target.layout != torch.sparse_csr:
-        raise ValueError(f"{_OP}: expected target of layout torch.strided or torch.sparse_csr, got {target.layout}")
+    if target.layout not in (torch.sparse_csr, torch.sparse_coo):
+        layouts = "torch.strided, torch.sparse_csr or torch.sparse_coo"
+        raise ValueError(f"{_OP}: expected target of layout {layouts}, got {target.layout}")
     shape = (*input.shape[:-1], *linear_weight.shape[:-1])
     if target.shape != shape:
         raise ValueError(f"{_OP}: expected target of shape {list(shape)}, got {list(target.shape)}")
+    if target.layout == torch.sparse_coo:
+        if torch._C._functorch.is_functorch_wrapped_tensor(target):
+            raise NotImplementedError(f"{_OP}: expected a sparse target that torch.func does not transform")
+        if (target.sparse_dim(), target.dense_dim()) != (2, 0):
+            raise ValueError(
+                f"{_OP}: expected a sparse target of 2 sparse dimensions and no dense one, "
+                f"got {target.sparse_dim()} and {target.dense_dim()}"
+            )
+        return composite.csr_of_coo(target)
     return target.values(), target.crow_indices(), target.col_indices()
 
 
 def _loss(input: Any, linear_weight: Any, linear_bias: Any, target: Any, *rest: Any) -> Tensor:
-    weight, pos_weight, reduction, chunk_bytes, options = rest
+    weight, pos_weight, mask, reduction, chunk_bytes, options = rest
     parts = _parts(input, linear_weight, target)
     uncompiled = parts[1] is not None and "torch._dynamo" in sys.modules  # where nobody compiles it stays unimported
     loss = _uncompiled_loss if uncompiled else autograd.linear_loss
     layer = input, linear_weight, linear_bias
-    return loss(layer, parts, weight, pos_weight, number_of(reduction), chunk_bytes, options)
+    return loss(layer, parts, weight, pos_weight, mask, number_of(reduction), chunk_bytes, options)
 
 
 def linear_binary_cross_entropy(
@@ -50,6 +60,7 @@ def linear_binary_cross_entropy(
     reduction: str = "mean",
     ignore_index: int | None = None,
     label_smoothing: float | None = None,
+    mask: Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> Tensor:
     r"""Binary cross entropy of a linear layer, logits and sigmoid included: the chain rule from the loss back to it.
@@ -68,9 +79,9 @@ def linear_binary_cross_entropy(
         linear_weight: :math:`W`, ``[labels, features]``, or ``[features]`` for logits of shape ``[...]``; of the
             input's dtype, as for :func:`torch.nn.functional.linear`.
         target: in [0, 1] (not checked), ``[..., labels]``, of any dtype that ``binary_cross_entropy_with_logits``
-            takes; or a ``torch.sparse_csr`` tensor ``[rows, labels]`` for a two-dimensional input, equal to its
-            ``to_dense()`` in meaning (duplicates add up) without ever being dense: what it costs over targets that are
-            all 0 grows with the number of its elements alone.
+            takes; or a ``torch.sparse_csr`` or ``torch.sparse_coo`` tensor ``[rows, labels]`` for a two-dimensional
+            input, equal to its ``to_dense()`` in meaning (duplicates add up) without ever being dense: what it costs
+            over targets that are all 0 grows with the number of its elements alone.
         linear_bias: :math:`b`, ``[labels]`` (``[]`` or ``[1]`` where ``linear_weight`` has one dimension).
         weight: weight of the elements' losses; broadcasts to ``[..., labels]``.
         pos_weight: weight of positive examples; broadcasts likewise.
@@ -78,6 +89,9 @@ def linear_binary_cross_entropy(
         ignore_index: elements whose target has this value contribute nothing; ``"mean"`` divides by the number of
             those that remain.
         label_smoothing: in [0, 1], None being 0; the target :math:`y` becomes :math:`y (1 - s) + s / 2`.
+        mask: bool; broadcasts to ``[..., labels]``. Where it is False, as for ``ignore_index``, whatever the element's
+            target, weight or ``grad_output`` is. A NaN in ``input`` itself reaches the weight's gradient as it does in
+            torch, by the product 0 x NaN.
         chunk_bytes: how many bytes a tile of the logits may take. None: 8 MiB on the CPU, else 32 MiB. The products
             and the order of the sums depend on it, so results differ by rounding.
 
@@ -90,21 +104,22 @@ def linear_binary_cross_entropy(
         Differentiable in ``input``, ``linear_weight`` and ``linear_bias`` without storing the logits. Where ``target``,
         ``weight`` or ``pos_weight`` requires a gradient, under ``torch.func``, forward-mode AD, ``vmap`` and
         ``create_graph``, and for a DTensor, the composition above is computed instead: right, but with whole logits
-        (and a dense target; ``torch.func.grad`` and its kin refuse a sparse one, as torch has them do). A weight that
+        (and a dense target; ``torch.func.grad`` and its kin refuse a CSR one, as torch has them do). A weight that
         varies both over labels and over some, not all, of several leading dimensions is expanded.
 
     Raises:
-        TypeError: an argument is not a tensor, or ``linear_weight`` or ``linear_bias`` is not of the input's dtype.
+        TypeError: an argument is not a tensor, or ``linear_weight`` or ``linear_bias`` is not of the input's dtype, or
+            ``mask`` is not bool.
         ValueError: a shape, layout, ``reduction``, ``label_smoothing`` or ``chunk_bytes`` that does not fit.
-        RuntimeError: ``weight`` or ``pos_weight`` does not broadcast; tensors on different devices.
+        RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast; tensors on different devices.
         NotImplementedError: a dtype that is not supported.
 
     Formula: the chain rule of L(sigma(x W + b)); ``csrc/logistic.h``, ``docs/derivation.md``.
     """
-    if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight, pos_weight):
+    if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight, pos_weight, mask):
         return handle_torch_function(
             linear_binary_cross_entropy,
-            (input, linear_weight, target, linear_bias, weight, pos_weight),
+            (input, linear_weight, target, linear_bias, weight, pos_weight, mask),
             input,
             linear_weight,
             target,
@@ -114,10 +129,11 @@ def linear_binary_cross_entropy(
             reduction=reduction,
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
+            mask=mask,
             chunk_bytes=chunk_bytes,
         )
     options = Options(label_smoothing or 0.0, ignore_index)
-    arguments = input, linear_weight, linear_bias, target, weight, pos_weight, reduction, chunk_bytes, options
+    arguments = input, linear_weight, linear_bias, target, weight, pos_weight, mask, reduction, chunk_bytes, options
     if torch.compiler.is_compiling():  # checked without data (registration.py)
         return _loss(*arguments)
     try:
@@ -126,10 +142,11 @@ def linear_binary_cross_entropy(
         refusal = error
     try:
         check_reduction(_OP, reduction)
+        optional = {"linear_bias": linear_bias, "weight": weight, "pos_weight": pos_weight, "mask": mask}
         required: dict[str, object] = {"input": input, "linear_weight": linear_weight, "target": target}
-        checks.tensors(_OP, required, linear_bias=linear_bias, weight=weight, pos_weight=pos_weight)
+        checks.tensors(_OP, required, **optional)
         parts = _parts(input, linear_weight, target)
-        rest: tuple[Any, ...] = (weight, pos_weight, None, ops.SUM, chunk_bytes, *options)
+        rest: tuple[Any, ...] = (weight, pos_weight, mask, None, ops.SUM, chunk_bytes, *options)
         checks.layer(input, linear_weight, linear_bias, *parts, *rest)
         raise refusal
     finally:

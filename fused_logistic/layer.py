@@ -12,117 +12,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import checks, composite, ops
-from .composite import Layer
+from . import checks, ops
+from .matrices import Matrices, Positives, each, narrowed, reshaped
+from .ops import Layer
 from .options import Options
-
-
-def _each(function: Callable[[Tensor], Tensor], *operands: Tensor | None) -> list[Any]:
-    """The function of every operand that is there."""
-    return [None if operand is None else function(operand) for operand in operands]
-
-
-# A small layer takes a few microseconds, as many as each of these calls: what has its shape already is left alone.
-
-
-def _reshaped(tensor: Tensor, *shape: int) -> Tensor:
-    return tensor if tensor.shape == shape else tensor.reshape(shape)
-
-
-def _part(tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
-    return tensor if tensor.shape[dim] == length else tensor.narrow(dim, start, length)
-
-
-# ---- The layer as matrices ----------------------------------------------------------------------------------------
-
-
-def _as_matrix(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """What broadcasts to logits of the shape ``[..., labels]``, as a matrix of one row or of all, one column or all."""
-    tensor.expand(shape)  # or an error
-    columns = tensor.shape[-1] if tensor.dim() > 0 else 1
-    if tensor.numel() == columns:
-        return _reshaped(tensor, 1, columns)
-    return tensor.expand(*shape[:-1], columns).reshape(math.prod(shape[:-1]), columns)
-
-
-class _Matrices:
-    """input ``[rows, features]``, linear_weight ``[labels, features]``, bias ``[labels]``; the other operands ``[rows
-    or 1, labels or 1]``, but for the values of a sparse target, which stay as they are."""
-
-    def __init__(self, layer: Layer, grad_output: Tensor | None) -> None:
-        weight = layer.linear_weight
-        has_labels = weight.dim() == 2
-        self.linear_weight = weight if has_labels else weight.unsqueeze(0)
-        self.labels, self.features = self.linear_weight.shape
-        lead = layer.input.shape[:-1]
-        self.logits_shape = (*lead, self.labels) if has_labels else tuple(lead)
-        self.rows = math.prod(lead)
-        self.input = _reshaped(layer.input, self.rows, self.features)
-        self.bias = None if layer.linear_bias is None else _reshaped(layer.linear_bias, self.labels)
-
-        def matrix(tensor: Tensor) -> Tensor:
-            with_labels = tensor if has_labels or tensor.dim() == 0 else tensor.unsqueeze(-1)
-            return _as_matrix(with_labels, (*lead, self.labels))
-
-        operands = layer.weight, layer.pos_weight, grad_output
-        self.weight, self.pos_weight, self.grad_output = _each(matrix, *operands)
-        self.positives: _Positives | None = None
-        self.target = layer.target
-        if layer.crow_indices is not None and layer.col_indices is not None:
-            if (layer.crow_indices.numel() - 1, self.labels) != self.logits_shape:
-                raise RuntimeError("linear_bce: the sparse target is not of the logits' shape")
-            if self.labels != 1:
-                self.positives = _Positives(layer.target, layer.crow_indices, layer.col_indices, self.labels)
-                return
-            # one column is as small as the sparse one
-            self.target = composite.dense_target(layer.target, layer.crow_indices, layer.col_indices, self.labels)
-        if self.target.shape != self.logits_shape:
-            raise RuntimeError("linear_bce: the target is not of the logits' shape")
-        self.target = _reshaped(self.target, self.rows, self.labels)
-
-
-class _Positives:
-    """The elements of a sparse target: sorted, each place once, what was there several times added up."""
-
-    def __init__(self, values: Tensor, crow_indices: Tensor, col_indices: Tensor, labels: int) -> None:
-        if values.shape != col_indices.shape:
-            raise RuntimeError("linear_bce: a sparse target has one value per column index")
-        self.row, self.column = composite.places(crow_indices, col_indices, labels)
-        self.value = values
-        place = self.row * labels + self.column
-        if place.numel() < 2 or (place.diff() > 0).all():
-            return
-        place, inverse = torch.unique(place, return_inverse=True)
-        self.value = values.new_zeros(place.numel()).index_add_(0, inverse, values)
-        self.row = place // labels
-        self.column = place - self.row * labels
-
-
-def count(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    crow_indices: Tensor | None,
-    col_indices: Tensor | None,
-    ignore_index: int | None,
-) -> Tensor:
-    """How many elements are not ignored, as float64: what the mean of a layer is divided by."""
-    if crow_indices is None or col_indices is None:
-        return ops.bce_count(target, None, ignore_index)
-    labels = linear_weight.shape[0]
-    every = torch.full((), input.shape[0] * labels, dtype=torch.float64, device=target.device)
-    if ignore_index is None or not composite.holds(target.dtype, ignore_index):
-        return every
-    value = _Positives(target, crow_indices, col_indices, labels).value
-    # what is not listed is 0
-    return (value != 0).sum().double() if ignore_index == 0 else every - (value == ignore_index).sum()
-
 
 # ---- Tiles --------------------------------------------------------------------------------------------------------
 
@@ -141,8 +40,8 @@ class _Tile(NamedTuple):
 
     def of(self, matrix: Tensor) -> Tensor:
         """The tile's part of a matrix that may have one row or one column for all."""
-        part = matrix if matrix.shape[0] == 1 else _part(matrix, 0, self.row, self.rows)
-        return part if part.shape[1] == 1 else _part(part, 1, self.label, self.labels)
+        part = matrix if matrix.shape[0] == 1 else narrowed(matrix, 0, self.row, self.rows)
+        return part if part.shape[1] == 1 else narrowed(part, 1, self.label, self.labels)
 
 
 def _tile_shape(rows: int, labels: int, elements: int) -> tuple[int, int]:
@@ -172,7 +71,7 @@ class _Tiled:
     """A layer's loss, unless grad_output is given, and its gradients, a tile of the logits at a time."""
 
     def __init__(
-        self, layer: Layer, matrices: _Matrices, dtype: torch.dtype, output_mask: Sequence[bool], options: Sequence[Any]
+        self, layer: Layer, matrices: Matrices, dtype: torch.dtype, output_mask: Sequence[bool], options: Sequence[Any]
     ) -> None:
         self.matrices, self.output_mask, self.options = matrices, output_mask, options
         self.dtype, self.device = layer.input.dtype, layer.input.device
@@ -221,7 +120,7 @@ class _Tiled:
         """Where several tiles' products add up, 16-bit dtypes are added up in fp32: each product is rounded once."""
         return torch.float32 if products > 1 and self.dtype.itemsize == 2 else self.dtype
 
-    def sort_by_tile(self, p: _Positives) -> list[int]:
+    def sort_by_tile(self, p: Positives) -> list[int]:
         """Puts the positives of a tile side by side, in the order of the tiles; returns where each tile's begin."""
         tile = p.row // self.tile_rows + p.column // self.tile_labels * self.tiles_along_rows
         ordered, order = torch.sort(tile, stable=True)
@@ -245,16 +144,16 @@ class _Tiled:
     def column_of_tiles(self, label: int, labels: int) -> None:
         """All tiles of some labels, after which these have their part of linear_weight's and linear_bias's gradient."""
         m = self.matrices
-        linear_weight = _part(m.linear_weight, 0, label, labels)
-        bias = None if m.bias is None else _part(m.bias, 0, label, labels)
+        linear_weight = narrowed(m.linear_weight, 0, label, labels)
+        bias = None if m.bias is None else narrowed(m.bias, 0, label, labels)
         grad_weight = weight_sum = self.grad_weight
         if self.output_mask[1]:
-            grad_weight = weight_sum = _part(self.grad_weight, 0, label, labels)
+            grad_weight = weight_sum = narrowed(self.grad_weight, 0, label, labels)
             if self.sum_dtype(self.tiles_along_rows) != self.dtype:
-                weight_sum = _part(self.weight_sum, 0, 0, labels)
+                weight_sum = narrowed(self.weight_sum, 0, 0, labels)
         grad_bias = bias_sum = self.grad_bias
         if self.output_mask[2]:
-            grad_bias = bias_sum = _part(self.grad_bias, 0, label, labels)
+            grad_bias = bias_sum = narrowed(self.grad_bias, 0, label, labels)
             if self.dtype.itemsize == 2:
                 bias_sum = grad_bias.float()  # zeros, as it is
         for row in range(0, m.rows, self.tile_rows):
@@ -262,14 +161,14 @@ class _Tiled:
             logits = self.logits
             if logits.shape != (tile.rows, tile.labels):
                 logits = logits.view(-1)[: tile.rows * tile.labels].view(tile.rows, tile.labels)
-            input = _part(m.input, 0, row, tile.rows)
+            input = narrowed(m.input, 0, row, tile.rows)
             if bias is None:
                 torch.mm(input, linear_weight.t(), out=logits)
             else:
                 torch.addmm(bias, input, linear_weight.t(), out=logits)
             grad = self.elementwise(logits, tile)
             if self.output_mask[0]:
-                _add_product(_part(self.grad_input, 0, row, tile.rows), grad, linear_weight, label == 0)
+                _add_product(narrowed(self.grad_input, 0, row, tile.rows), grad, linear_weight, label == 0)
             if self.output_mask[1]:
                 _add_product(weight_sum, grad.t(), input, row == 0)
             if self.output_mask[2]:
@@ -294,12 +193,14 @@ class _Tiled:
 
     def dense(self, logits: Tensor, target: Tensor, tile: _Tile) -> Tensor:
         m = self.matrices
-        weight, pos_weight, grad_output, losses = _each(tile.of, m.weight, m.pos_weight, m.grad_output, self.losses)
+        grad_output, losses = each(tile.of, m.grad_output, self.losses)
+        others = target, *each(tile.of, m.weight, m.pos_weight, m.mask)
         if not self.is_cpu:
-            return self.by_ops(losses, grad_output, logits, target, weight, pos_weight)
+            return self.by_ops(losses, grad_output, logits, *others)
         whole = tile.labels == m.labels or tile.rows == 1  # which order the losses are added up in
-        operands = logits, losses, target, weight, pos_weight, grad_output
-        loss = ops.bce_tile_(*operands, self.over_count, whole, self.wants_grad, *self.options)
+        loss = ops.bce_tile_(
+            logits, losses, *others, grad_output, self.over_count, whole, self.wants_grad, *self.options
+        )
         if self.loss_sum is not None:
             self.loss_sum += loss
         return logits
@@ -316,8 +217,8 @@ class _Tiled:
     def by_ops(
         self, losses: Tensor | None, grad_output: Tensor | None, logits: Tensor, *others: Tensor | None
     ) -> Tensor:
-        """As ``dense``, with target, weight and pos_weight as the others; the gradient gets memory of its own."""
-        operands = logits, *others, None, None
+        """As ``dense``, with target, weight, pos_weight and mask as the others; the gradient gets memory of its own."""
+        operands = logits, *others, None
         if losses is not None:
             losses.copy_(ops.bce(*operands, ops.NONE, losses.dtype, *self.options))
         elif self.loss_sum is not None:
@@ -327,7 +228,7 @@ class _Tiled:
         factor = self.factor if grad_output is None else grad_output.to(self.factor.dtype) * self.factor
         return ops.bce_backward(factor, *operands, ops.SUM, ops.LOGITS, *self.options)
 
-    def sparse(self, logits: Tensor, tile: _Tile, positives: _Positives, part: slice) -> Tensor:
+    def sparse(self, logits: Tensor, tile: _Tile, positives: Positives, part: slice) -> Tensor:
         """All but the positives have the target 0.
 
         The positives' logits are taken out, and in their place stands one whose loss and gradient for the target 0 are
@@ -341,17 +242,17 @@ class _Tiled:
         def there(matrix: Tensor) -> Tensor:
             return matrix.expand(m.rows, m.labels)[row, column]
 
-        weight, pos_weight, grad_output = _each(there, m.weight, m.pos_weight, m.grad_output)
+        grad_output, *others = each(there, m.grad_output, m.weight, m.pos_weight, m.mask)
         is_free = Options(*self.options).zero_is_free
         flat = logits.view(-1)
         logits_there = flat.index_select(0, place)
         flat.index_fill_(0, place, -math.inf if is_free else 0)
         grad = self.dense(logits, self.background.expand(tile.rows, tile.labels), tile)
         if not is_free and self.loss_sum is not None:
-            neutral = torch.zeros_like(logits_there), torch.zeros_like(value), weight, pos_weight, None, None
+            neutral = torch.zeros_like(logits_there), torch.zeros_like(value), *others, None
             self.loss_sum -= ops.bce(*neutral, ops.SUM, torch.float64, *self.options)
         losses = None if self.losses is None else self.losses.new_empty(place.numel())
-        grad_there = self.by_ops(losses, grad_output, logits_there, value, weight, pos_weight)
+        grad_there = self.by_ops(losses, grad_output, logits_there, value, *others)
         if losses is not None and self.losses is not None:
             self.losses.index_put_((row, column), losses)
         if self.wants_grad:
@@ -371,19 +272,19 @@ def _compute(
     if layer.chunk_bytes is not None and layer.chunk_bytes < 1:
         raise RuntimeError("linear_bce: chunk_bytes is not positive")
     output_mask = [*output_mask[:2], output_mask[2] and layer.linear_bias is not None]
-    m = _Matrices(layer, grad_output)
+    m = Matrices(layer, grad_output)
     if m.labels == 1 and m.input.is_cpu:
-        operands = _each(lambda t: t[:, 0], m.target, m.weight, m.pos_weight, m.grad_output)
+        operands = each(lambda t: t[:, 0], m.target, m.weight, m.pos_weight, m.mask, m.grad_output)
         own = layer.mean_count, layer.reduction, dtype, output_mask
         loss, *grads = ops.linear_bce_single(m.input, m.linear_weight[0], m.bias, *operands, *own, *options)
     else:
         loss, *grads = _Tiled(layer, m, dtype, output_mask, options).run()
     if grad_output is None:
-        loss = _reshaped(loss, *(m.logits_shape if layer.reduction == ops.NONE else ()))
+        loss = reshaped(loss, *(m.logits_shape if layer.reduction == ops.NONE else ()))
         loss = loss if loss.dtype == dtype else loss.to(dtype)
     for i, like in enumerate(layer[:3]):
         if output_mask[i] and like is not None:
-            grads[i] = _reshaped(grads[i], *like.shape)
+            grads[i] = reshaped(grads[i], *like.shape)
     return loss, grads[0], grads[1], grads[2]
 
 

@@ -91,8 +91,9 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         dtype: of the parameters.
 
     Shape:
-        input: ``[..., in_features]``; target: ``[..., num_labels]``, or sparse CSR ``[rows, num_labels]``; output: a
-        scalar, or ``[..., num_labels]`` for ``reduction="none"`` and without target.
+        input: ``[..., in_features]``; target: ``[..., num_labels]``, or sparse ``[rows, num_labels]``; mask:
+        broadcasts to ``[..., num_labels]``; output: a scalar, or ``[..., num_labels]`` for ``reduction="none"`` and
+        without target.
 
     Raises, dtypes and formula: see :func:`fused_logistic.linear_binary_cross_entropy`.
     """
@@ -124,7 +125,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         self.chunk_bytes = chunk_bytes
 
     @torch.jit.ignore
-    def forward(self, input: Tensor, target: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, target: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         if target is None:
             return torch.nn.functional.linear(input, self.weight, self.bias)
         return linear_binary_cross_entropy(
@@ -137,6 +138,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            mask=mask,
             chunk_bytes=self.chunk_bytes,
         )
 

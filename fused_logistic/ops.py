@@ -13,8 +13,9 @@ ignore_index=None, gamma=None, alpha=None)``; with ``gamma`` the loss is the foc
 ``bce_backward_``        ``(grad_logits, grad_output, *operands, reduction, *options)``: turns the gradient that came
                          with the loss, for a ``grad_output`` of 1, into that for this one: nothing where it is 1
 ``bce_count``            ``(target, mask, ignore_index)``: how many elements are neither masked out nor ignored
-``linear_bce``           the whole layer, by :mod:`fused_logistic.layer`; ``linear_bce_with_grad`` and
-                         ``linear_bce_backward`` give the gradients that ``output_mask`` asks for
+``linear_bce``           ``(*Layer, dtype, *options)``: the whole layer, by :mod:`fused_logistic.layer`;
+                         ``linear_bce_with_grad`` and ``linear_bce_backward`` give the gradients that ``output_mask``
+                         asks for
 ``bce_tile_``            a kernel of the layer: the losses of a tile of its logits, whose gradients take their place
 ``linear_bce_single``    another: a layer with one label in one pass over its input
 ``empty``                ``(size, dtype)``: memory on the CPU, a large one from the blocks that are kept
@@ -27,8 +28,8 @@ there. :func:`call` is the way past that, for those that have already decided (:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +53,30 @@ empty = torch.ops.fused_logistic.empty.default
 
 NONE, MEAN, SUM = 0, 1, 2  # torch's numbers for the reductions
 LOGITS, TARGET, WEIGHT, POS_WEIGHT = range(4)  # the values of `wrt`
+
+
+class Layer(NamedTuple):
+    """What stands first in every op of the layer. A sparse target comes as its values and their indices."""
+
+    input: Tensor  # [..., features]
+    linear_weight: Tensor  # [labels, features], or [features] for logits without a dimension of labels
+    linear_bias: Tensor | None
+    target: Tensor  # of the logits' shape; sparse: [nnz]
+    crow_indices: Tensor | None
+    col_indices: Tensor | None
+    weight: Tensor | None
+    pos_weight: Tensor | None
+    mask: Tensor | None
+    mean_count: Tensor | None  # the ops' `count`, which is what tuples call something else
+    reduction: int
+    chunk_bytes: int | None
+
+    @classmethod
+    def split(cls, arguments: Sequence[Any]) -> tuple[Layer, Sequence[Any]]:
+        """The layer, and what follows it in the op's arguments."""
+        size = len(cls._fields)
+        return cls(*arguments[:size]), arguments[size:]
+
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active

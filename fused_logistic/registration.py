@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import autograd, batching, checks, composite, layer, ops
+from .ops import Layer
 
 # ---- Autograd --------------------------------------------------------------------------------------------------------
 # Whoever calls an op past autograd.py, such as compiled code, gets its Function. A transform of torch.func,
@@ -97,25 +98,26 @@ def _like_bce_count(target, mask, ignore_index):
 
 
 def _like_linear_bce(*args):
-    input, linear_weight, reduction, dtype = args[0], args[1], args[9], args[11]
-    shape = [*input.shape[:-1], *linear_weight.shape[:-1]] if reduction == ops.NONE else ()
-    return input.new_empty(shape, dtype=dtype)
+    of, (dtype, *_) = Layer.split(args)
+    shape = [*of.input.shape[:-1], *of.linear_weight.shape[:-1]] if of.reduction == ops.NONE else ()
+    return of.input.new_empty(shape, dtype=dtype)
 
 
-def _like_gradients(layer, output_mask):
-    input = layer[0]
+def _like_gradients(of, output_mask):
     return tuple(
-        input.new_empty(like.shape) if wanted and like is not None else input.new_empty((0,))
-        for like, wanted in zip(layer, output_mask, strict=True)
+        of.input.new_empty(like.shape) if wanted and like is not None else of.input.new_empty((0,))
+        for like, wanted in zip(of[:3], output_mask, strict=True)
     )
 
 
 def _like_linear_bce_with_grad(*args):
-    return _like_linear_bce(*args), *_like_gradients(args[:3], args[12])
+    of, (_, output_mask, *_) = Layer.split(args)
+    return _like_linear_bce(*args), *_like_gradients(of, output_mask)
 
 
 def _like_linear_bce_backward(grad_output, *args):
-    return _like_gradients(args[:3], args[11])
+    of, (output_mask, *_) = Layer.split(args)
+    return _like_gradients(of, output_mask)
 
 
 # ---- Devices without a kernel ----------------------------------------------------------------------------------------

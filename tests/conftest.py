@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fused_logistic import _C, autograd, layer, ops
+from fused_logistic import _C, autograd, matrices, ops
 
 REDUCTIONS = ["none", "mean", "sum"]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -57,15 +57,15 @@ def grad_arguments(logits, target, weight=None, pos_weight=None, mask=None, redu
 
 
 def layer_arguments(input, linear_weight, linear_bias, target, crow=None, col=None, weight=None, pos_weight=None,
-                    reduction=ops.MEAN, label_smoothing=0.0, ignore_index=None, chunk_bytes=None, dtype=None,
+                    mask=None, reduction=ops.MEAN, label_smoothing=0.0, ignore_index=None, chunk_bytes=None, dtype=None,
                     output_mask=None, backward=False):  # fmt: skip
     """Those of linear_bce; with ``output_mask`` of linear_bce_with_grad or, ``backward``, of linear_bce_backward."""
     dtype, count = dtype or autograd.loss_dtype(input, target), None
-    if reduction == ops.MEAN and ignore_index is not None:
-        count = layer.count(input, linear_weight, target, crow, col, ignore_index)
+    if reduction == ops.MEAN and (mask is not None or ignore_index is not None):
+        count = matrices.count(input, linear_weight, target, crow, col, mask, ignore_index)
     last = (*([] if backward else [dtype]), *([] if output_mask is None else [output_mask]))
-    return (input, linear_weight, linear_bias, target, crow, col, weight, pos_weight, count, reduction, chunk_bytes,
-            *last, label_smoothing, ignore_index)  # fmt: skip
+    return (input, linear_weight, linear_bias, target, crow, col, weight, pos_weight, mask, count, reduction,
+            chunk_bytes, *last, label_smoothing, ignore_index)  # fmt: skip
 
 
 def first_requires_grad(arguments: tuple, asked: bool) -> tuple:

@@ -108,13 +108,13 @@ def layers():
     for labels, sparse in [(None, False), (1, False), (5, False), (5, True), (1, True)]:
         x, w = torch.randn(6, 3, dtype=torch.double), torch.randn(labels or 1, 3, dtype=torch.double)
         b, shape = torch.randn(labels or 1, dtype=torch.double), (6,) if labels is None else (6, labels)
-        weights = [(None, None), (torch.rand(shape, dtype=torch.double), torch.rand(1, dtype=torch.double))]
+        weights = [(None,) * 3, (*(torch.rand(s, dtype=torch.double) for s in (shape, 1)), torch.rand(shape) < 0.7)]
         options = itertools.product([None, b], weights, [0, 1, 2], [0.0, 0.2], [None, 1], [None, 24, 80])
-        for bias, (weight, pos_weight), reduction, smoothing, ignored, chunk in options:
+        for bias, others, reduction, smoothing, ignored, chunk in options:
             target = torch.rand(9 if sparse else shape, dtype=torch.double)
             target = target if ignored is None else (target > 0.5).long()
             indices = (crow, col.clamp_max(labels - 1)) if sparse else (None, None)
-            rest = target, *indices, weight, pos_weight, reduction, smoothing, ignored, chunk, None
+            rest = target, *indices, *others, reduction, smoothing, ignored, chunk, None
             leaves = [x, w[0] if labels is None else w, bias]
             compare(lambda *given: LinearBinaryCrossEntropy.apply(*layer_arguments(*given)), leaves, *rest)
             count += 1

@@ -250,7 +250,8 @@ def layer_dtensor(mesh, rank):
             (head.pos_weight, Replicate()),
         )
     )
-    loss = fl.linear_binary_cross_entropy(x, w, y, linear_bias=b, pos_weight=p)
+    mask = distribute_tensor(torch.arange(4) < 3, mesh, [Replicate()])
+    loss = fl.linear_binary_cross_entropy(x, w, y, linear_bias=b, pos_weight=p, mask=mask)
     return [whole(t.detach()) for t in (loss, *torch.autograd.grad(loss, (w, b)))]
 
 

@@ -161,3 +161,57 @@ def test_under_saved_tensor_hooks():
         loss = fl.binary_cross_entropy_with_logits(logits, target, reduction="none").sum()
     loss.backward()
     torch.testing.assert_close(logits.grad, (logits.sigmoid() - target).detach())
+
+
+# ---- What changes between the passes --------------------------------------------------------------------------------
+
+
+def changed_in_place(which):
+    """A loss, what it is differentiated by, and an operand that has changed since: of "loss", or of so many labels."""
+    torch.manual_seed(1)
+    x, y = torch.randn(6, 4), torch.rand(6, 2)
+    if which == "loss":
+        leaf = torch.randn(6, 2, requires_grad=True)
+        z = leaf * 1
+        loss = fl.binary_cross_entropy_with_logits(z, y)
+        with torch.no_grad():
+            z.clamp_(min=0)
+    else:
+        leaf = torch.randn(which, 4, requires_grad=True)
+        loss = fl.linear_binary_cross_entropy(x, leaf, y[:, :which])
+        with torch.no_grad():
+            leaf.clamp_(min=0)
+    return loss, leaf
+
+
+@pytest.mark.parametrize("which", ["loss", 1, 2])
+def test_a_finished_gradient_needs_no_operand(which):
+    """As in eager torch, where the gradient of the weight does not read the weight."""
+    (got,) = torch.autograd.grad(*changed_in_place(which))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+        loss, leaf = changed_in_place(which)
+    torch.autograd.grad(loss, leaf, retain_graph=True)
+    (want,) = torch.autograd.grad(loss, leaf)  # computed again, of what was saved
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("which", ["loss", 1, 2])
+def test_what_is_computed_again_raises(which):
+    changed = pytest.raises(RuntimeError, match="modified by an inplace operation")
+    with changed:
+        torch.autograd.grad(*changed_in_place(which), create_graph=True)
+    loss, leaf = changed_in_place(which)
+    torch.autograd.grad(loss, leaf, retain_graph=True)
+    with changed:
+        torch.autograd.grad(loss, leaf)
+    if which == "loss":  # the layer's are scaled
+        with changed:
+            torch.autograd.grad(*changed_in_place(which), torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("which", ["loss", 1, 2])
+def test_a_freed_graph_says_so(which):
+    loss, leaf = changed_in_place(which)
+    torch.autograd.grad(loss, leaf)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(loss, leaf)

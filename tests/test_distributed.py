@@ -126,7 +126,7 @@ def test_predictions_of_the_fused_layer(results):
 
 def test_fused_layer_of_dtensors(results):
     module, (x, y) = worker.layer_model(), worker.batch()
-    loss = module(x, y)
+    loss = module.head(module.hidden(x).tanh(), y, torch.arange(4) < 3)
     expected = [loss.detach(), *torch.autograd.grad(loss, (module.head.weight, module.head.bias))]
     for result in result_of(results, "layer_dtensor"):
         assert_all_same(result, expected)

@@ -22,14 +22,15 @@ def torchs_logits(input, linear_weight, linear_bias):
 
 
 def torchs(input, linear_weight, target, *, linear_bias=None, chunk_bytes=None, ignore_index=None, label_smoothing=0.0,
-           reduction="mean", **options):  # fmt: skip
+           mask=None, reduction="mean", **options):  # fmt: skip
     """The composed graph with torch's own loss; what torch has no option for is worked into the target."""
     logits = torchs_logits(input, linear_weight, linear_bias)
     y = target.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
     loss = F.binary_cross_entropy_with_logits(logits, y, reduction="none", **options)
-    if ignore_index is None:
+    if ignore_index is None and mask is None:
         return loss if reduction == "none" else getattr(loss, reduction)()
-    kept = target != ignore_index
+    kept = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
+    kept = kept if mask is None else kept & mask
     loss = torch.where(kept, loss, 0)
     return loss if reduction == "none" else loss.sum() / (kept.sum() if reduction == "mean" else 1)
 
@@ -61,7 +62,7 @@ def assert_same(ours, torchs, rtol=1e-11, atol=1e-13):
     labels=st.sampled_from([None, 0, 1, 2, 7, 64, 1000]),
     bias=st.booleans(),
     reduction=st.sampled_from(REDUCTIONS),
-    option=st.sampled_from(["plain", "weights", "per row", "smoothing", "ignore", "all"]),
+    option=st.sampled_from(["plain", "weights", "per row", "smoothing", "ignore", "mask", "all"]),
     chunk_bytes=st.sampled_from([None, 1, 8, 64, 1000, 8000, 20_000]),
     seed=st.integers(0, 1000),
 )
@@ -82,6 +83,8 @@ def test_random_layers(lead, features, labels, bias, reduction, option, chunk_by
     if option in ("ignore", "all"):
         target = torch.randint(0, 3, shape).double()
         options["ignore_index"] = 2
+    if option in ("mask", "all"):
+        options["mask"] = torch.rand(shape if option == "all" else shape[-1:]) < 0.7
     assert_same(step(fl.linear_binary_cross_entropy, x, w, b, target, **options),
                 step(torchs, x, w, b, target, **options))  # fmt: skip
 
@@ -179,7 +182,7 @@ def test_single_output_is_exact_in_fp32():
 
 # ---- Autograd -----------------------------------------------------------------------------------------------------
 
-OPTIONS = [{}, {"label_smoothing": 0.2}, {"ignore_index": 1}, {"weights": True}, {"chunk_bytes": 40}]
+OPTIONS = [{}, {"label_smoothing": 0.2}, {"ignore_index": 1}, {"weights": True}, {"mask": True}, {"chunk_bytes": 40}]
 
 
 def checked(labels, options, bias=True):
@@ -189,6 +192,8 @@ def checked(labels, options, bias=True):
     target[0] = 1
     if options.pop("weights", False):
         options |= {"weight": torch.rand(shape, dtype=torch.double), "pos_weight": torch.rand(1, dtype=torch.double)}
+    if options.pop("mask", False):
+        options["mask"] = torch.rand(shape) < 0.7
     return lambda x, w, b: fl.linear_binary_cross_entropy(x, w, target, linear_bias=b, **options), (x, w, b)
 
 

@@ -34,6 +34,12 @@ X, W, Y = torch.randn(8, 3), torch.randn(5, 3), torch.rand(8, 5)
         ((X, W, Y), {"linear_bias": torch.ones(5).half()}, TypeError, "linear_bias of the input's dtype Float, got"),
         ((X.long(), W.long(), Y), {}, NotImplementedError, "input of dtype float64, float32, float16 or bfloat16, got"),
         ((X, W, Y), {"weight": torch.ones(8)}, RuntimeError, "weight of a shape that broadcasts to [8, 5], got [8]"),
+        ((X, W, Y), {"mask": torch.ones(8) > 0}, RuntimeError, "mask of a shape that broadcasts to [8, 5], got [8]"),
+        ((X, W, Y), {"mask": torch.ones(5)}, TypeError, "mask of dtype bool, got Float"),
+        ((X, W, Y), {"mask": True}, TypeError, "mask to be a torch.Tensor, got bool"),
+        ((X, W, Y.to_sparse_csr()), {"mask": Y}, TypeError, "mask of dtype bool, got Float"),
+        ((X, W, Y.to_sparse_csr()), {"mask": Y[0, :4] > 0}, RuntimeError, "mask of a shape that broadcasts to [8, 5]"),
+        ((X, W, Y), {"mask": (Y > 0).to_sparse()}, ValueError, "mask of layout torch.strided, got Sparse"),
         ((X, W, Y), {"pos_weight": torch.ones(2, 8, 5)}, RuntimeError, "pos_weight of a shape that broadcasts to"),
         ((X, W, Y), {"reduction": "average"}, ValueError, "reduction 'none', 'mean' or 'sum', got 'average'"),
         ((X, W, Y), {"label_smoothing": 1.5}, ValueError, "label_smoothing between 0 and 1, got 1.5"),
@@ -41,8 +47,11 @@ X, W, Y = torch.randn(8, 3), torch.randn(5, 3), torch.rand(8, 5)
         ((X, W, 1.0), {}, TypeError, "target to be a torch.Tensor, got float"),
         (([1.0], W, Y), {}, TypeError, "input to be a torch.Tensor, got list"),
         ((X, W, Y), {"weight": 2.0}, TypeError, "weight to be a torch.Tensor, got float"),
-        ((X, W, Y.to_sparse()), {}, ValueError, "target of layout torch.strided or torch.sparse_csr, got"),
-        ((X, W, Y.to_sparse_csc()), {}, ValueError, "target of layout torch.strided or torch.sparse_csr, got"),
+        ((X, W, Y.to_sparse_csc()), {}, ValueError, "target of layout torch.strided, torch.sparse_csr or"),
+        ((X, W, Y.to_sparse(1)), {}, ValueError, "a sparse target of 2 sparse dimensions and no dense one"),
+        ((X, W[0], Y[:, 0].to_sparse()), {}, ValueError, "a sparse target of 2 sparse dimensions and no dense one"),
+        ((X, W, Y[:, :4].to_sparse()), {}, ValueError, "target of shape [8, 5], got [8, 4]"),
+        ((X[None], W, Y[None].to_sparse()), {}, ValueError, "a sparse target of 2 sparse dimensions and no dense one"),
         ((X, W, Y[:, :4].to_sparse_csr()), {}, ValueError, "target of shape [8, 5], got [8, 4]"),
         ((X[None], W, Y.to_sparse_csr()), {}, ValueError, "target of shape [1, 8, 5], got [8, 5]"),
         ((X.to_sparse(), W, Y), {}, ValueError, "input of layout torch.strided, got Sparse"),
@@ -76,10 +85,28 @@ def test_wrong_indices(crow, col, message):
             fl.linear_binary_cross_entropy(X[:2], W, target, weight=weight)
 
 
+@pytest.mark.parametrize("row,column", [([0, 1], [0, 5]), ([0, 8], [0, 4]), ([-1, 0], [0, 0])])
+@pytest.mark.parametrize("coalesced", [False, True])
+def test_wrong_coo_indices(row, column, coalesced):
+    target = torch.sparse_coo_tensor(
+        [row, column], torch.ones(2), (8, 5), check_invariants=False, is_coalesced=coalesced
+    )
+    with pytest.raises(ValueError, match=re.escape(OP + "indices of a sparse target inside of [8, 5]")):
+        fl.linear_binary_cross_entropy(X, W, target)
+
+
 def test_wrong_indices_under_vmap():
     target = torch.sparse_csr_tensor([0, 1, 2], [0, 5], torch.ones(2), (2, 5), check_invariants=False)
     with pytest.raises(ValueError, match=re.escape(OP + "column indices of a sparse target in [0, 5)")):
         vmap(lambda x: fl.linear_binary_cross_entropy(x, W, target))(X[None, :2])
+
+
+def test_a_coo_target_in_a_batch_of_vmap():
+    target = Y.to_sparse()
+    with pytest.raises(NotImplementedError, match=OP + "a sparse target that torch.func does not transform"):
+        vmap(lambda target: fl.linear_binary_cross_entropy(X, W, target))(torch.stack([target, target]))
+    constant = vmap(lambda x: fl.linear_binary_cross_entropy(x, W, target))(X[None])
+    torch.testing.assert_close(constant[0], fl.linear_binary_cross_entropy(X, W, Y))
 
 
 def test_target_dtype_without_labels():

@@ -37,7 +37,9 @@ def step(x, w, b, target, **options):
     count=st.sampled_from([0, 1, 12, 300]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.float16]),
     target_dtype=st.sampled_from([torch.float32, torch.float64, torch.int64, torch.bool, torch.bfloat16]),
-    option=st.sampled_from(["plain", "smoothing", "ignore 1", "ignore 0", "weights", "per row", "full"]),
+    option=st.sampled_from(
+        ["plain", "smoothing", "ignore 1", "ignore 0", "weights", "per row", "full", "mask", "masked rows"]
+    ),
     reduction=st.sampled_from(["none", "mean", "sum"]),
     chunk_bytes=st.sampled_from([None, 64, 3000]),
     seed=st.integers(0, 1000),
@@ -55,6 +57,8 @@ def test_equals_dense(shape, count, dtype, target_dtype, option, reduction, chun
         "weights": {"weight": torch.rand(labels), "pos_weight": torch.rand(labels)},
         "per row": {"weight": torch.rand(rows, 1), "pos_weight": torch.tensor(3.0)},
         "full": {"weight": torch.rand(rows, labels), "pos_weight": torch.rand(rows, labels), "label_smoothing": 0.3},
+        "mask": {"mask": torch.rand(rows, labels) < 0.7, "ignore_index": 1, "label_smoothing": 0.3},
+        "masked rows": {"mask": torch.rand(rows, 1) < 0.7, "ignore_index": 0},
     }[option]
     options |= {"reduction": reduction, "chunk_bytes": chunk_bytes}
     sparse, dense = step(x, w, b, target, **options), step(x, w, b, target.to_dense(), **options)
@@ -64,6 +68,51 @@ def test_equals_dense(shape, count, dtype, target_dtype, option, reduction, chun
     else:  # sums in fp64, in another order
         rtol = max(2 * torch.finfo(dense[0].dtype).eps, 1e-13)
         torch.testing.assert_close(sparse[0], dense[0], rtol=rtol, atol=0, equal_nan=True)
+
+
+def coo(csr, order):
+    """The same elements as a COO tensor in another order, duplicates included."""
+    row = torch.repeat_interleave(torch.arange(csr.shape[0]), csr.crow_indices().diff())
+    indices = torch.stack([row, csr.col_indices()])[:, order]
+    return torch.sparse_coo_tensor(indices, csr.values()[order], csr.shape, check_invariants=True)
+
+
+@pytest.mark.parametrize("target_dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("labels", [1, 7])
+def test_coo(labels, reduction, target_dtype):
+    """The bits of its CSR form, coalesced or not."""
+    target = sparse_target(6, labels, 20, target_dtype)
+    x, w, b = torch.randn(6, 3), torch.randn(labels, 3), torch.randn(labels)
+    coalesced = coo(target, torch.arange(20)).coalesce()
+    same = torch.sparse_csr_tensor(*fl.composite.csr_of_coo(coalesced)[1:], coalesced.values(), target.shape)
+    assert torch.equal(same.to_dense(), target.to_dense())
+    for options in ({}, {"ignore_index": 1, "mask": torch.rand(6, 1) < 0.7}, {"ignore_index": 0, "chunk_bytes": 24}):
+        options["reduction"] = reduction
+        want = step(x, w, b, same, **options)
+        for target_coo in (coalesced, coo(target, torch.arange(20)), coo(target, torch.randperm(20))):
+            got = step(x, w, b, target_coo, **options)
+            if target_dtype in (torch.int64, torch.bool) or target_coo is coalesced:
+                assert all(same_bits(a, c) for a, c in zip(got, want, strict=True))
+            else:  # duplicates are added up in another order
+                eps = torch.finfo(target_dtype).eps
+                torch.testing.assert_close(got, want, rtol=8 * eps, atol=8 * eps)
+
+
+def test_an_empty_coo_target():
+    x, w, b = torch.randn(6, 3), torch.randn(4, 3), torch.randn(4)
+    for rows in (0, 6):
+        target = torch.sparse_coo_tensor(size=(rows, 4))
+        want = step(x[:rows], w, b, torch.zeros(rows, 4), reduction="sum")
+        torch.testing.assert_close(step(x[:rows], w, b, target, reduction="sum"), want)
+
+
+def test_coo_under_compile():
+    torch._dynamo.reset()
+    x, w, b = torch.randn(6, 3), torch.randn(4, 3), torch.randn(4)
+    target = (torch.rand(6, 4) < 0.3).float().to_sparse()
+    compiled = torch.compile(fl.linear_binary_cross_entropy, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, w, target, linear_bias=b), step(x, w, b, target)[0])
 
 
 def test_the_background_of_a_positive_does_not_count():
@@ -97,6 +146,14 @@ def test_gradients_of_higher_order_and_of_the_values():
         return fl.linear_binary_cross_entropy(x, w, target)
 
     assert torch.autograd.gradcheck(function, (x, w, values))
+    ordered, others = torch.tensor([[0, 0, 2, 4], [0, 2, 3, 1]]), torch.tensor([[4, 0, 2, 0], [1, 2, 3, 2]])
+    for indices in (ordered, others):  # the latter with a duplicate, unsorted
+
+        def of_coo(x, w, values, indices=indices):
+            target = torch.sparse_coo_tensor(indices, values, (5, 4), check_invariants=True)
+            return fl.linear_binary_cross_entropy(x, w, target)
+
+        assert torch.autograd.gradcheck(of_coo, (x, w, values))
     fixed = values.detach()
     assert torch.autograd.gradgradcheck(lambda x, w: function(x, w, fixed), (x, w))
 

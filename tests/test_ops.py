@@ -18,8 +18,8 @@ ONE, HALF = torch.ones(()), torch.full((), 0.5)
 NOTHING = torch.empty(0)
 REST = (None,) * 4
 GRAD = (*REST, ops.SUM)  # after the target of bce_backward_
-TILE = (None, None, None, 1.0, True, True)
-SINGLE = (torch.randn(4, 2), torch.randn(2), None, Y[:, 0], None, None)
+TILE = (None, None, None, None, 1.0, True, True)
+SINGLE = (torch.randn(4, 2), torch.randn(2), None, Y[:, 0], None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ SINGLE = (torch.randn(4, 2), torch.randn(2), None, Y[:, 0], None, None)
         (ops.bce_backward_, (Z.clone(), Y, Z, Y, *GRAD), "grad_"),
         (ops.bce_tile_, (Z.clone(), Z[:2].clone(), Y, *TILE), "losses"),
         (ops.bce_tile_, (Z.clone(), None, Y[0], *TILE), "target"),
-        (ops.bce_tile_, (Z.clone(), None, Y[:, :2], None, None, None, 1.0, False, True), "target is not"),
-        (ops.bce_tile_, (Z.clone(), None, Y, Y[:3], None, None, 1.0, False, True), "broadcast"),
+        (ops.bce_tile_, (Z.clone(), None, Y[:, :2], None, None, None, None, 1.0, False, True), "target is not"),
+        (ops.bce_tile_, (Z.clone(), None, Y, Y[:3], None, None, None, 1.0, False, True), "broadcast"),
         (ops.bce_tile_, (Z[0].clone(), None, Y, *TILE), "matrix"),
         (ops.linear_bce_single, (*SINGLE, None, None, 7, torch.float32, [True] * 3), "reduction"),
         (ops.linear_bce_single, (*SINGLE, None, None, ops.NONE, torch.float32, [True] * 3), "reduction"),

@@ -32,7 +32,7 @@ struct RowOperand {
 struct Rows {
   Problem first;
   int64_t rows = 0;
-  RowOperand logits, target, weight, pos_weight, grad_output;
+  RowOperand logits, target, weight, pos_weight, mask, grad_output;
   int64_t out_step = 0;
 
   Problem operator[](int64_t row) const {
@@ -41,6 +41,7 @@ struct Rows {
     problem.target = target.at(row);
     problem.weight = weight.at(row);
     problem.pos_weight = pos_weight.at(row);
+    problem.mask = mask.at(row);
     problem.grad_output = grad_output.at(row);
     if (problem.out != nullptr) problem.out = static_cast<char*>(problem.out) + row * out_step;
     return problem;
@@ -90,8 +91,8 @@ Tensor first_row(const Tensor& matrix) {
 }
 
 Tensor tile_cpu(Tensor& logits, const OptionalTensor& losses, const Tensor& target, const OptionalTensor& weight,
-                const OptionalTensor& pos_weight, const OptionalTensor& grad_output, double scale, bool whole,
-                bool wants_grad, FL_OPTIONS) {
+                const OptionalTensor& pos_weight, const OptionalTensor& mask, const OptionalTensor& grad_output,
+                double scale, bool whole, bool wants_grad, FL_OPTIONS) {
   require(logits.dim() == 2 && logits.is_contiguous() && logits.numel() > 0, "bce_tile_", "logits are no whole matrix");
   const Output output = losses.has_value()        ? Output::kLoss
                         : grad_output.has_value() ? Output::kGradLogits
@@ -105,15 +106,16 @@ Tensor tile_cpu(Tensor& logits, const OptionalTensor& losses, const Tensor& targ
   const auto part = [&](const OptionalTensor& t) -> OptionalTensor {
     return whole || !t.has_value() || t->size(0) == 1 ? t : first_row(*t);
   };
-  TensorProblem on("bce_tile_", {*part(logits), *part(target), part(weight), part(pos_weight), {}, {}},
+  TensorProblem on("bce_tile_", {*part(logits), *part(target), part(weight), part(pos_weight), part(mask), {}},
                    FL_GIVEN_OPTIONS("bce_tile_"));
   if (grad_output.has_value()) on.set_grad_output(*part(grad_output));
   on.set_out(out);
   on.problem.scale = scale;
   if (whole) return scalar_tensor(run(on.problem, output), ScalarType::Double);
   RowOperands row(logits.size(0), logits.size(1));
-  const Rows rows = {on.problem,  logits.size(0),  row(logits),      row(target),
-                     row(weight), row(pos_weight), row(grad_output), out.stride(0) * int64_t(out.element_size())};
+  const Rows rows = {on.problem,  logits.size(0),   row(logits),
+                     row(target), row(weight),      row(pos_weight),
+                     row(mask),   row(grad_output), out.stride(0) * int64_t(out.element_size())};
   return scalar_tensor(run_rows(rows, output), ScalarType::Double);
 }
 
@@ -133,21 +135,22 @@ int64_t rows_per_part(int64_t rows, int64_t features, int64_t element_bytes) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> single_cpu(const Tensor& given_input, const Tensor& linear_weight,
                                                       const OptionalTensor& linear_bias, const Tensor& target,
                                                       const OptionalTensor& weight, const OptionalTensor& pos_weight,
-                                                      const OptionalTensor& grad_output, const OptionalTensor& count,
-                                                      int64_t reduction, ScalarType dtype, GradMask mask, FL_OPTIONS) {
+                                                      const OptionalTensor& mask, const OptionalTensor& grad_output,
+                                                      const OptionalTensor& count, int64_t reduction, ScalarType dtype,
+                                                      GradMask wanted, FL_OPTIONS) {
   const char* const op = "linear_bce_single";
   const ScalarType type = given_input.scalar_type();
   require(given_input.dim() == 2 && linear_weight.dim() == 1 && given_input.size(1) == linear_weight.size(0) &&
-              linear_weight.scalar_type() == type && mask.size() == 3 &&
+              linear_weight.scalar_type() == type && wanted.size() == 3 &&
               (!linear_bias.has_value() || (linear_bias->numel() == 1 && linear_bias->scalar_type() == type)),
           op, "input, linear_weight and linear_bias do not fit together");
   const int64_t n = given_input.size(0), features = given_input.size(1);
-  const bool has_loss = !grad_output.has_value(), has_grad = mask[0] || mask[1] || mask[2];
+  const bool has_loss = !grad_output.has_value(), has_grad = wanted[0] || wanted[1] || wanted[2];
   const bool elements = has_loss && reduction == kNone;
   require(reduction >= kNone && reduction <= kSum && !(elements && has_grad), op,
           "reduction is not 1 (mean) or 2 (sum), or 0 (none) without gradients");
   const Tensor logits = empty_cpu({n}, {1}, type);  // never touched: the shape of the losses
-  TensorProblem on(op, {logits, target, weight, pos_weight, {}, count}, FL_GIVEN_OPTIONS(op));
+  TensorProblem on(op, {logits, target, weight, pos_weight, mask, count}, FL_GIVEN_OPTIONS(op));
   require(on.problem.options.loss == Loss::kBce, op, "there is no focal loss of one output");
   if (!has_loss) on.set_grad_output(*grad_output);
   const double divisor = reduction != kMean ? 1 : count.has_value() ? scalar_of(*count) : double(n);
@@ -179,10 +182,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> single_cpu(const Tensor& given_input,
   problem.bias = linear_bias.has_value() ? scalar_of(*linear_bias) : 0;
   problem.rows_per_part = rows_per_part(n, features, int64_t(input.element_size()));
   const int64_t parts = (n + problem.rows_per_part - 1) / problem.rows_per_part;
-  std::vector<double> sums(2 * parts), weight_sums(mask[1] ? parts * features : 0);
+  std::vector<double> sums(2 * parts), weight_sums(wanted[1] ? parts * features : 0);
   problem.loss_and_grad_bias = sums.data();
-  if (mask[1]) problem.grad_weight = weight_sums.data();
-  if (mask[0]) {
+  if (wanted[1]) problem.grad_weight = weight_sums.data();
+  if (wanted[0]) {
     grad_input = empty_cpu({n, features}, {features, 1}, type);
     problem.grad_input = grad_input.mutable_data_ptr();
   }
@@ -199,7 +202,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> single_cpu(const Tensor& given_input,
     bias_sum += sums[2 * part + 1];
   }
   if (has_loss && !elements) loss = scalar_tensor(loss_sum / divisor, dtype);
-  if (mask[1]) {
+  if (wanted[1]) {
     const Tensor total = empty_cpu({features}, {1}, ScalarType::Double);
     double* const out = static_cast<double*>(total.mutable_data_ptr());
     torch::stable::parallel_for(0, features, /*grain_size=*/4096, [&](int64_t begin, int64_t end) {
@@ -210,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> single_cpu(const Tensor& given_input,
     });
     grad_weight = torch::stable::to(total, type);
   }
-  if (mask[2] && linear_bias.has_value()) {
+  if (wanted[2] && linear_bias.has_value()) {
     grad_bias = empty_cpu({1}, {1}, type);
     write_scalar(bias_sum, grad_bias);
   }

@@ -1,0 +1,119 @@
+"""The layer as matrices: operands of any leading dimensions as rows, a sparse target as its elements, and the count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import composite, ops
+from .ops import Layer
+
+
+def each(function: Callable[[Tensor], Tensor], *operands: Tensor | None) -> list[Any]:
+    """The function of every operand that is there."""
+    return [None if operand is None else function(operand) for operand in operands]
+
+
+# A small layer takes a few microseconds, as many as each of these calls: what has its shape already is left alone.
+
+
+def reshaped(tensor: Tensor, *shape: int) -> Tensor:
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
+
+
+def narrowed(tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
+    return tensor if tensor.shape[dim] == length else tensor.narrow(dim, start, length)
+
+
+def _as_matrix(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """What broadcasts to logits of the shape ``[..., labels]``, as a matrix of one row or of all, one column or all."""
+    tensor.expand(shape)  # or an error
+    columns = tensor.shape[-1] if tensor.dim() > 0 else 1
+    if tensor.numel() == columns:
+        return reshaped(tensor, 1, columns)
+    return tensor.expand(*shape[:-1], columns).reshape(math.prod(shape[:-1]), columns)
+
+
+class Matrices:
+    """input ``[rows, features]``, linear_weight ``[labels, features]``, bias ``[labels]``; the other operands ``[rows
+    or 1, labels or 1]``, but for the values of a sparse target, which stay as they are."""
+
+    def __init__(self, layer: Layer, grad_output: Tensor | None) -> None:
+        weight = layer.linear_weight
+        has_labels = weight.dim() == 2
+        self.linear_weight = weight if has_labels else weight.unsqueeze(0)
+        self.labels, self.features = self.linear_weight.shape
+        lead = layer.input.shape[:-1]
+        self.logits_shape = (*lead, self.labels) if has_labels else tuple(lead)
+        self.rows = math.prod(lead)
+        self.input = reshaped(layer.input, self.rows, self.features)
+        self.bias = None if layer.linear_bias is None else reshaped(layer.linear_bias, self.labels)
+
+        def matrix(tensor: Tensor) -> Tensor:
+            with_labels = tensor if has_labels or tensor.dim() == 0 else tensor.unsqueeze(-1)
+            return _as_matrix(with_labels, (*lead, self.labels))
+
+        operands = layer.weight, layer.pos_weight, layer.mask, grad_output
+        self.weight, self.pos_weight, self.mask, self.grad_output = each(matrix, *operands)
+        self.positives: Positives | None = None
+        self.target = layer.target
+        if layer.crow_indices is not None and layer.col_indices is not None:
+            if (layer.crow_indices.numel() - 1, self.labels) != self.logits_shape:
+                raise RuntimeError("linear_bce: the sparse target is not of the logits' shape")
+            if self.labels != 1:
+                self.positives = Positives(layer.target, layer.crow_indices, layer.col_indices, self.labels)
+                return
+            # one column is as small as the sparse one
+            self.target = composite.dense_target(layer.target, layer.crow_indices, layer.col_indices, self.labels)
+        if self.target.shape != self.logits_shape:
+            raise RuntimeError("linear_bce: the target is not of the logits' shape")
+        self.target = reshaped(self.target, self.rows, self.labels)
+
+
+class Positives:
+    """The elements of a sparse target: sorted, each place once, what was there several times added up."""
+
+    def __init__(self, values: Tensor, crow_indices: Tensor, col_indices: Tensor, labels: int) -> None:
+        if values.shape != col_indices.shape:
+            raise RuntimeError("linear_bce: a sparse target has one value per column index")
+        self.row, self.column = composite.places(crow_indices, col_indices, labels)
+        self.value = values
+        place = self.row * labels + self.column
+        if place.numel() < 2 or (place.diff() > 0).all():
+            return
+        place, inverse = torch.unique(place, return_inverse=True)
+        self.value = values.new_zeros(place.numel()).index_add_(0, inverse, values)
+        self.row = place // labels
+        self.column = place - self.row * labels
+
+
+def count(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    crow_indices: Tensor | None,
+    col_indices: Tensor | None,
+    mask: Tensor | None,
+    ignore_index: int | None,
+) -> Tensor:
+    """How many elements are neither masked out nor ignored, as float64: what the mean of a layer is divided by."""
+    if crow_indices is None or col_indices is None:
+        return ops.bce_count(target, mask, ignore_index)
+    shape = input.shape[0], linear_weight.shape[0]
+    if mask is None:
+        every = torch.full((), math.prod(shape), dtype=torch.float64, device=target.device)
+    else:
+        mask = mask.expand(shape)
+        every = mask.sum().double()
+    if ignore_index is None or not composite.holds(target.dtype, ignore_index):
+        return every
+    listed = Positives(target, crow_indices, col_indices, shape[1])
+    # what is not listed is 0
+    ignored = listed.value != 0 if ignore_index == 0 else listed.value == ignore_index
+    if mask is not None:
+        ignored = ignored & mask[listed.row, listed.column]
+    return ignored.sum().double() if ignore_index == 0 else every - ignored.sum()
