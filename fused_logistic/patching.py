@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,13 +47,9 @@ class _Ours:
         reduce: bool | None = None,
         reduction: str = "mean",
         pos_weight: Tensor | None = None,
-        *,
-        label_smoothing: float | None = None,
-        ignore_index: int | None = None,
-        mask: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
-        torchs = label_smoothing is None and ignore_index is None and mask is None
-        if torchs and has_torch_function_variadic(input, target, weight, pos_weight):
+        if not options and has_torch_function_variadic(input, target, weight, pos_weight):
             return handle_torch_function(
                 self,
                 (input, target, weight, pos_weight),
@@ -73,9 +69,7 @@ class _Ours:
             reduce,
             reduction,
             pos_weight,
-            label_smoothing=label_smoothing,
-            ignore_index=ignore_index,
-            mask=mask,
+            **options,
         )
 
     def __eq__(self, other: object) -> bool:

@@ -311,7 +311,7 @@ def test_what_is_made_under_the_patch_can_be_pickled():
     signature = inspect.signature(OURS).parameters
     assert list(signature)[:7] == list(inspect.signature(TORCHS).parameters)
     assert signature == inspect.signature(fl.binary_cross_entropy_with_logits).parameters
-    assert inspect.signature(OURS.__call__).parameters == signature
+    assert list(inspect.signature(OURS.__call__).parameters)[:7] == list(signature)[:7]
 
 
 def test_somebody_elses_patch_is_left_alone():
