@@ -129,6 +129,12 @@ def loss(
     if reduction == ops.MEAN and (mask is not None or options.leaves_out):
         counted = composite.bce_count if torch.compiler.is_exporting() else functools.partial(ops.call, ops.bce_count)
         count = counted(target, mask, options.ignore_index)
+    if options.has_tensors:
+        checks.loss(input, target, weight, pos_weight, mask, count, reduction, *options)
+        if options.gamma is not None:
+            return composite.bce(input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
+        target, mask = composite.smoothed_target(input, target, mask, options)
+        options = Options()
     if type(input) not in _PLAIN and sharding.is_dtensor(input) and reduction != ops.NONE:
         return sharding.reduced(_apply, input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
     return _apply(input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
@@ -239,6 +245,12 @@ def linear_loss(
         return loss(logits, dense, weight, pos_weight, mask, reduction, options)
     if reduction == ops.MEAN and (mask is not None or options.leaves_out):
         count = matrices.count(operands[0], operands[1], *target, mask, options.ignore_index)
+    if options.has_tensors:
+        checks.layer(*operands, *target, weight, pos_weight, mask, count, reduction, chunk_bytes, *options)
+        values, mask = composite.smoothed_target(
+            operands[0], composite.dense_target(*target, operands[1].shape[0]), mask, options
+        )
+        target, options = (values, None, None), Options()
     args = (*operands, *target, weight, pos_weight, mask, count, reduction, chunk_bytes, dtype, *options)
     if not _decided_later():
         if not (torch.is_grad_enabled() and _any_requires_grad(args[:8])):

@@ -118,6 +118,15 @@ def _count(op: str, count: Tensor | None, like: Tensor, partial: bool, reduction
     _same_device(op, "count", count, like)
 
 
+def _options(op: str, options: Options, like: Tensor, logits: Sequence[Any]) -> None:
+    """Those that are tensors; one without dimensions may be on the CPU, as in torch's own operations."""
+    for name, option in zip(options._fields, options, strict=True):
+        if isinstance(option, Tensor):
+            _broadcasts(op, name, option, logits)
+            if option.dim() > 0 or not option.is_cpu:
+                _same_device(op, name, option, like)
+
+
 def loss(
     logits: Tensor,
     target: Tensor,
@@ -151,6 +160,7 @@ def loss(
     _bool(op, mask)
     _reduction(op, reduction)
     given.check(op)
+    _options(op, given, logits, logits.shape)
     _count(op, count, logits, mask is not None or given.leaves_out, reduction)
 
 
@@ -224,6 +234,7 @@ def layer(
     _bool(op, mask)
     _reduction(op, reduction)
     given.check_of_layer(op)
+    _options(op, given, input, logits)
     if chunk_bytes is not None and chunk_bytes <= 0:
         raise ValueError(f"{op}: expected chunk_bytes > 0, got {chunk_bytes}")
     _count(op, count, input, mask is not None or given.leaves_out, reduction)

@@ -56,6 +56,31 @@ def _product(coefficient: Tensor, value: Tensor) -> Tensor:
     return coefficient * torch.where((coefficient == 0) & value.isinf(), 0, value)
 
 
+def like(tensor: Tensor, value: float | Tensor) -> Tensor:
+    """An option in the dtype of the arithmetic; a number as a tensor of no dimensions."""
+    if isinstance(value, Tensor):
+        return value.to(tensor.device, tensor.dtype)
+    # under torch.func.jvp a float32 tensor of no dimensions gets a float64 tangent by a Python number
+    return torch.full((), value, dtype=tensor.dtype, device=tensor.device)
+
+
+def smoothed(y: Tensor, label_smoothing: float | Tensor) -> Tensor:
+    """y (1 - s) + s / 2"""
+    s = like(y, label_smoothing)
+    return y * (like(y, 1) - s) + s * like(y, 0.5)
+
+
+def smoothed_target(
+    logits: Tensor, target: Tensor, mask: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor | None]:
+    """The target with label smoothing worked in, differentiable in both, and the mask with what is ignored."""
+    there = kept(target, mask, options.ignore_index)
+    y = target.to(torch.float64 if torch.float64 in (logits.dtype, target.dtype) else torch.float32)
+    if there is not None:
+        y = torch.where(there, y, 0)  # what is left out must not leak, NaN included
+    return smoothed(y, options.label_smoothing), there
+
+
 class _Terms:
     """The operands in the type of the arithmetic, with label smoothing and what is left out worked in."""
 
@@ -77,17 +102,16 @@ class _Terms:
             z = torch.where(self.kept, z, 0)  # what is left out must not leak, NaN included
             if options.gamma is not None:
                 y = torch.where(self.kept, y, 0)
-        if options.label_smoothing != 0:
-            y = y * self.constant(1 - options.label_smoothing) + self.constant(options.label_smoothing / 2)
+        if isinstance(options.label_smoothing, Tensor) or options.label_smoothing != 0:
+            y = smoothed(y, options.label_smoothing)
         self.z, self.y = z, y
         self.p = None if pos_weight is None else pos_weight.to(self.dtype)
         self.w = None if weight is None else weight.to(self.dtype)
         self.positive = y if self.p is None else self.p * y
         self.negative = 1 - y
 
-    def constant(self, value: float) -> Tensor:
-        # under torch.func.jvp a float32 tensor of no dimensions gets a float64 tangent by a Python number
-        return torch.full((), value, dtype=self.dtype, device=self.device)
+    def constant(self, value: float | Tensor) -> Tensor:
+        return like(self.z, value)
 
     def _finite(self, coefficient: Tensor) -> Tensor:
         return torch.where((coefficient == 0) & self.z.isinf(), 0, self.z)
@@ -118,9 +142,9 @@ class _FocalTerms:
     finite: multiplied by c, it only matters to derivatives by the target.
     """
 
-    def __init__(self, terms: _Terms, gamma: float, alpha: float | None) -> None:
-        alpha, alpha_opposite = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
+    def __init__(self, terms: _Terms, gamma: float | Tensor, alpha: float | Tensor | None) -> None:
         self.terms, self.gamma = terms, terms.constant(gamma)
+        alpha, alpha_opposite = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
         self.alpha, self.alpha_opposite = terms.constant(alpha), terms.constant(alpha_opposite)
         self.alpha_slope = terms.constant(alpha - alpha_opposite)
         is_double = terms.dtype == torch.float64

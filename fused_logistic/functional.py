@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import autograd, checks, ops
+from . import arguments, autograd, checks, ops
 from .options import FOCAL, LOSS, Options
 
 _DEPRECATED = "elementwise_mean"  # torch 0.4's name of the mean, which torch still takes
@@ -39,13 +39,13 @@ def _refuse(op: str, required: dict[str, Any], optional: dict[str, Any], options
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
-    weight: Tensor | None = None,
+    weight: Tensor | float | None = None,
     size_average: bool | None = None,
     reduce: bool | None = None,
     reduction: str = "mean",
-    pos_weight: Tensor | None = None,
+    pos_weight: Tensor | float | None = None,
     *,
-    label_smoothing: float | None = None,
+    label_smoothing: float | Tensor | None = None,
     ignore_index: int | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
@@ -61,14 +61,16 @@ def binary_cross_entropy_with_logits(
         input: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
         target: :math:`y` in [0, 1] (not checked, as in torch), of the same shape; any of those dtypes, bool or an
             integer dtype, read as it is.
-        weight: :math:`w`, of a shape that broadcasts to that of ``input``.
+        weight: :math:`w`, of a shape that broadcasts to that of ``input``; or a number.
         size_average: deprecated, see ``reduction``.
         reduce: deprecated, see ``reduction``.
         reduction: ``"none"``, ``"mean"`` (over all elements, whatever their weight) or ``"sum"``. (As in torch,
             ``"elementwise_mean"`` is the mean, with a warning that it is deprecated; so it is wherever we take one.)
-        pos_weight: :math:`p`, the weight of positive examples, of a shape that broadcasts to that of ``input``.
-        label_smoothing: :math:`s` in [0, 1], None being 0 (dynamic shapes would compile a float as an input): the
-            target becomes :math:`y (1 - s) + s / 2`.
+        pos_weight: :math:`p`, the weight of positive examples, of a shape that broadcasts to that of ``input``; or a
+            number.
+        label_smoothing: :math:`s` in [0, 1], None being 0: the target becomes :math:`y (1 - s) + s / 2`. A tensor is
+            differentiable and broadcasts to ``input``; its range is not checked. A number that changes is an input of
+            what ``torch.compile`` makes.
         ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, whatever
             their logit is (NaN included); ``"mean"`` divides by the number of those that remain, and is NaN if none
             does. A value that the target's dtype represents.
@@ -104,18 +106,21 @@ def binary_cross_entropy_with_logits(
             ignore_index=ignore_index,
             mask=mask,
         )
-    options = Options(label_smoothing or 0.0, ignore_index)
+    smoothing = 0.0 if label_smoothing is None else arguments.option(LOSS, "label_smoothing", label_smoothing)
+    options = Options(smoothing, ignore_index)
+    w = None if weight is None else arguments.beside(weight, input)
+    p = None if pos_weight is None else arguments.beside(pos_weight, input)
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)  # warns that they are deprecated, as torch does
     if torch.compiler.is_compiling():  # checked without data (registration.py)
-        return autograd.loss(input, target, weight, pos_weight, mask, number_of(reduction), options)
+        return autograd.loss(input, target, w, p, mask, number_of(reduction), options)
     try:
-        return autograd.loss(input, target, weight, pos_weight, mask, number_of(reduction), options)
+        return autograd.loss(input, target, w, p, mask, number_of(reduction), options)
     except Exception as error:
         refusal = error
     try:  # whatever went wrong gets its name here, in torch's words; if it has none, it is what it was
         check_reduction(LOSS, reduction)
-        optional = {"weight": weight, "pos_weight": pos_weight, "mask": mask}
+        optional = {"weight": w, "pos_weight": p, "mask": mask}
         _refuse(LOSS, {"input": input, "target": target}, optional, options)
         raise refusal
     finally:
@@ -125,8 +130,8 @@ def binary_cross_entropy_with_logits(
 def sigmoid_focal_loss(
     inputs: Tensor,
     targets: Tensor,
-    alpha: float = 0.25,
-    gamma: float = 2,
+    alpha: float | Tensor = 0.25,
+    gamma: float | Tensor = 2,
     reduction: str = "none",
     *,
     ignore_index: int | None = None,
@@ -144,8 +149,11 @@ def sigmoid_focal_loss(
         inputs: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
         targets: :math:`y` in [0, 1], of the same shape; any of those dtypes, bool or an integer dtype, read as it is.
             Outside of [0, 1] there is no such probability, and the loss is NaN.
-        alpha: :math:`\alpha` in [0, 1]; -1: no :math:`\alpha_t`.
-        gamma: :math:`\gamma \ge 0`, not necessarily an integer; 0: the cross entropy times :math:`\alpha_t`.
+        alpha: :math:`\alpha` in [0, 1]; -1: no :math:`\alpha_t`. Or a tensor that broadcasts to ``inputs``, such as one
+            value per class.
+        gamma: :math:`\gamma \ge 0`, not necessarily an integer; 0: the cross entropy times :math:`\alpha_t`. Or a
+            tensor, likewise. With a tensor that requires a gradient, has dimensions or is not on the CPU, the loss is
+            computed by torch's operations: differentiable in it too, its range not checked, slower.
         reduction: ``"none"``, ``"mean"`` (over all elements) or ``"sum"``.
         ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, and
             ``"mean"`` divides by the number of those that remain.
@@ -178,7 +186,9 @@ def sigmoid_focal_loss(
             ignore_index=ignore_index,
             mask=mask,
         )
-    options = Options(0.0, ignore_index, float(gamma), None if alpha == -1 else float(alpha))
+    gamma = arguments.option(FOCAL, "gamma", gamma)
+    weighs = isinstance(alpha, Tensor) or alpha != -1
+    options = Options(0.0, ignore_index, gamma, arguments.option(FOCAL, "alpha", alpha) if weighs else None)
     if torch.compiler.is_compiling():
         return autograd.loss(inputs, targets, None, None, mask, number_of(reduction), options, promotes=True)
     try:
@@ -187,7 +197,7 @@ def sigmoid_focal_loss(
         refusal = error
     try:
         check_reduction(FOCAL, reduction)
-        if not (0 <= alpha <= 1 or alpha == -1):
+        if not (isinstance(alpha, Tensor) or 0 <= alpha <= 1 or alpha == -1):
             raise ValueError(f"{FOCAL}: expected alpha between 0 and 1, or -1 for none, got {alpha}")
         _refuse(FOCAL, {"inputs": inputs, "targets": targets}, {"mask": mask}, options)
         raise refusal

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import autograd, checks, composite, ops
+from . import arguments, autograd, checks, composite, ops
 from .functional import check_reduction, number_of
 from .options import Options
 
@@ -55,11 +55,11 @@ def linear_binary_cross_entropy(
     target: Tensor,
     *,
     linear_bias: Tensor | None = None,
-    weight: Tensor | None = None,
-    pos_weight: Tensor | None = None,
+    weight: Tensor | float | None = None,
+    pos_weight: Tensor | float | None = None,
     reduction: str = "mean",
     ignore_index: int | None = None,
-    label_smoothing: float | None = None,
+    label_smoothing: float | Tensor | None = None,
     mask: Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> Tensor:
@@ -132,21 +132,24 @@ def linear_binary_cross_entropy(
             mask=mask,
             chunk_bytes=chunk_bytes,
         )
-    options = Options(label_smoothing or 0.0, ignore_index)
-    arguments = input, linear_weight, linear_bias, target, weight, pos_weight, mask, reduction, chunk_bytes, options
+    smoothing = 0.0 if label_smoothing is None else arguments.option(_OP, "label_smoothing", label_smoothing)
+    options = Options(smoothing, ignore_index)
+    w = None if weight is None else arguments.beside(weight, input)
+    p = None if pos_weight is None else arguments.beside(pos_weight, input)
+    given = input, linear_weight, linear_bias, target, w, p, mask, reduction, chunk_bytes, options
     if torch.compiler.is_compiling():  # checked without data (registration.py)
-        return _loss(*arguments)
+        return _loss(*given)
     try:
-        return _loss(*arguments)
+        return _loss(*given)
     except Exception as error:
         refusal = error
     try:
         check_reduction(_OP, reduction)
-        optional = {"linear_bias": linear_bias, "weight": weight, "pos_weight": pos_weight, "mask": mask}
+        optional = {"linear_bias": linear_bias, "weight": w, "pos_weight": p, "mask": mask}
         required: dict[str, object] = {"input": input, "linear_weight": linear_weight, "target": target}
         checks.tensors(_OP, required, **optional)
         parts = _parts(input, linear_weight, target)
-        rest: tuple[Any, ...] = (weight, pos_weight, mask, None, ops.SUM, chunk_bytes, *options)
+        rest: tuple[Any, ...] = (w, p, mask, None, ops.SUM, chunk_bytes, *options)
         checks.layer(input, linear_weight, linear_bias, *parts, *rest)
         raise refusal
     finally:

@@ -16,17 +16,21 @@ def _shown(module: torch.nn.Module, *described: str, **defaults: object) -> str:
     return ", ".join([*described, *(f"{name}={v!r}" for name, v in shown.items() if v != defaults[name])])
 
 
+def _buffer(value: Tensor | float | None) -> Tensor | None:
+    return value if value is None or isinstance(value, Tensor) else torch.tensor(float(value))
+
+
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
     """:class:`torch.nn.BCEWithLogitsLoss` computed by :func:`fused_logistic.binary_cross_entropy_with_logits`.
 
     Buffers and ``state_dict`` are torch's; the last two arguments are ours, keyword only.
 
     Args:
-        weight: a tensor that broadcasts to the shape of the logits (a buffer).
+        weight: a tensor that broadcasts to the shape of the logits, or a number (a buffer).
         size_average: deprecated, see ``reduction``.
         reduce: deprecated, see ``reduction``.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        pos_weight: the weight of positive examples; broadcasts to the shape of the logits (a buffer).
+        pos_weight: the weight of positive examples, likewise (a buffer).
         label_smoothing: in [0, 1]; moves the targets towards 1/2.
         ignore_index: elements whose target has this value contribute nothing.
 
@@ -39,16 +43,16 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
 
     def __init__(
         self,
-        weight: Tensor | None = None,
+        weight: Tensor | float | None = None,
         size_average: bool | None = None,
         reduce: bool | None = None,
         reduction: str = "mean",
-        pos_weight: Tensor | None = None,
+        pos_weight: Tensor | float | None = None,
         *,
-        label_smoothing: float | None = None,
+        label_smoothing: float | Tensor | None = None,
         ignore_index: int | None = None,
     ) -> None:
-        super().__init__(weight, size_average, reduce, reduction, pos_weight)
+        super().__init__(_buffer(weight), size_average, reduce, reduction, _buffer(pos_weight))
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
 
@@ -80,10 +84,10 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         in_features: number of features.
         num_labels: number of labels, each with a logit of its own.
         bias: whether the layer has one.
-        weight: a tensor that broadcasts to the shape of the logits (the buffer ``loss_weight``; ``weight`` is the
-            layer's).
+        weight: a tensor that broadcasts to the shape of the logits, or a number (the buffer ``loss_weight``; ``weight``
+            is the layer's).
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-        pos_weight: the weight of positive examples; broadcasts to the shape of the logits (a buffer).
+        pos_weight: the weight of positive examples, likewise (a buffer).
         label_smoothing: in [0, 1]; moves the targets towards 1/2.
         ignore_index: elements whose target has this value contribute nothing.
         chunk_bytes: how many bytes a tile of the logits may take; None: 8 MiB on the CPU, else 32 MiB.
@@ -107,18 +111,18 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         num_labels: int,
         bias: bool = True,
         *,
-        weight: Tensor | None = None,
+        weight: Tensor | float | None = None,
         reduction: str = "mean",
-        pos_weight: Tensor | None = None,
-        label_smoothing: float | None = None,
+        pos_weight: Tensor | float | None = None,
+        label_smoothing: float | Tensor | None = None,
         ignore_index: int | None = None,
         chunk_bytes: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, num_labels, bias, device, dtype)
-        self.register_buffer("loss_weight", weight, persistent=False)
-        self.register_buffer("pos_weight", pos_weight, persistent=False)
+        self.register_buffer("loss_weight", _buffer(weight), persistent=False)
+        self.register_buffer("pos_weight", _buffer(pos_weight), persistent=False)
         self.reduction = reduction
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index

@@ -1,0 +1,57 @@
+"""What users may give where an op takes a number, or a tensor beside the logits."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import autograd, ops
+
+
+def option(op: str, name: str, value: Any) -> float | Tensor:
+    """An option as a number; as a tensor where its derivative or its elements are asked for, or where it may change.
+
+    The ops take numbers. A tensor is computed with by torch's operations, differentiably
+    (:func:`fused_logistic.autograd.loss`).
+
+    Raises:
+        TypeError: it is neither a number nor a real tensor.
+    """
+    if isinstance(value, Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{op}: expected {name} to be a real number or tensor, got {value.dtype}")
+        return float(value) if _is_known(value) else value
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: expected {name} to be a number or a torch.Tensor, got {type(value).__name__}")
+    if torch.compiler.is_compiling() and not _is_constant(value):
+        # one graph for all values: an op's number would be compiled in
+        return torch.ones((), dtype=torch.float64) * value
+    return float(value)
+
+
+def _is_known(value: Tensor) -> bool:
+    """Whether it can be looked at for free, and nobody asks for more than its value."""
+    if type(value) is not Tensor or not value.is_cpu or value.dim() > 0 or torch.compiler.is_compiling():
+        return False
+    differentiated = (value.requires_grad and torch.is_grad_enabled()) or ops.transformed()
+    return not (differentiated or autograd.recorded())
+
+
+def _is_constant(value: float) -> bool:
+    """In compiled code, whether it is one, and not an input that has been seen to change."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(value <= sys.float_info.max)
+
+
+def beside(value: Any, logits: Any) -> Any:
+    """A weight as torch takes it beside the logits: also a number, or one without dimensions that is on the CPU."""
+    if isinstance(value, Tensor):
+        return value.to(logits.device) if value.dim() == 0 and value.is_cpu and not logits.is_cpu else value
+    if isinstance(value, (int, float)) and isinstance(logits, Tensor):
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        return torch.ones((), dtype=dtype, device=logits.device) * value
+    return value
