@@ -160,7 +160,8 @@ class LinearBinaryCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.rest, ctx.options, ctx.gradients = (reduction, chunk_bytes), options, None
         ctx.output_mask = [t is not None and ctx.needs_input_grad[i] for i, t in enumerate(args[:3])]
-        # fp16 has too few exponents to hold a mean's gradient that is still to be multiplied by a loss scale
+        # fp16 has too few exponents to hold a mean's gradient that is still to be multiplied by a loss scale: it is
+        # made when that is known, and rounded once
         if args[0].dtype == torch.float16 or not made_early(reduction, *ctx.output_mask):
             return ops.call(ops.linear_bce, *args)
         loss, *ctx.gradients = ops.call(ops.linear_bce_with_grad, *tensors, *ctx.rest, dtype, ctx.output_mask, *options)
