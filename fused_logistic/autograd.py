@@ -211,6 +211,11 @@ def linear_loss(
     ``operands``: input, linear_weight, linear_bias. ``target``: itself, or the values and indices of a sparse one.
     """
     dtype, count = loss_dtype(operands[0], target[0]), None
+    if operands[0].layout != torch.strided:
+        with torch.autocast(operands[0].device.type, enabled=False):  # which has no sparse product
+            logits = composite.sparse_logits(*operands)
+        dense = composite.dense_target(*target, logits.shape[-1])
+        return loss(logits, dense, weight, pos_weight, mask, reduction, options).to(dtype)
     if torch.is_autocast_enabled(operands[0].device.type):  # outside of the Function, so that autograd sees the casts
         low = torch.get_autocast_dtype(operands[0].device.type)
         operands = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in operands)  # type: ignore[assignment]
