@@ -186,7 +186,8 @@ class LinearBinaryCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.rest, ctx.options, ctx.gradients = (reduction, chunk_bytes), options, None
         ctx.output_mask = [t is not None and ctx.needs_input_grad[i] for i, t in enumerate(args[:3])]
-        # fp16 has too few exponents to hold a mean's gradient that is still to be multiplied by a loss scale
+        # fp16 has too few exponents to hold a mean's gradient that is still to be multiplied by a loss scale: it is
+        # made when that is known, and rounded once
         if args[0].dtype == torch.float16 or not made_early(reduction, *ctx.output_mask):
             return ops.call(ops.linear_bce, *args)
         loss, *ctx.gradients = ops.call(ops.linear_bce_with_grad, *tensors, *ctx.rest, dtype, ctx.output_mask, *options)
@@ -236,6 +237,11 @@ def linear_loss(
     ``operands``: input, linear_weight, linear_bias. ``target``: itself, or the values and indices of a sparse one.
     """
     dtype, count = loss_dtype(operands[0], target[0]), None
+    if operands[0].layout != torch.strided:
+        with torch.autocast(operands[0].device.type, enabled=False):  # which has no sparse product
+            logits = composite.sparse_logits(*operands)
+        dense = composite.dense_target(*target, logits.shape[-1])
+        return loss(logits, dense, weight, pos_weight, mask, reduction, options).to(dtype)
     if torch.is_autocast_enabled(operands[0].device.type):  # outside of the Function, so that autograd sees the casts
         low = torch.get_autocast_dtype(operands[0].device.type)
         operands = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in operands)  # type: ignore[assignment]

@@ -185,7 +185,8 @@ def layer(
         TypeError, ValueError, RuntimeError, NotImplementedError: as the public function says.
     """
     op, given = LAYER, Options(*options)
-    _strided(op, "input", input, ValueError)
+    if input.layout != torch.strided:
+        _sparse_input(op, input)
     _floating(op, "input", input)
     if input.dim() < 1:
         raise ValueError(f"{op}: expected input of shape [..., features], got []")
@@ -238,6 +239,19 @@ def layer(
     if chunk_bytes is not None and chunk_bytes <= 0:
         raise ValueError(f"{op}: expected chunk_bytes > 0, got {chunk_bytes}")
     _count(op, count, input, mask is not None or given.leaves_out, reduction)
+
+
+def _sparse_input(op: str, input: Tensor) -> None:
+    if input.layout not in (torch.sparse_csr, torch.sparse_coo):
+        layouts = "torch.strided, torch.sparse_csr or torch.sparse_coo"
+        raise ValueError(f"{op}: expected input of layout {layouts}, got {layout_name(input.layout)}")
+    if input.dim() != 2 or input.dense_dim() != 0:
+        raise ValueError(
+            f"{op}: expected a sparse input of 2 dimensions, none of them dense, got {input.dim()}, "
+            f"{input.dense_dim()} of them dense"
+        )
+    if input.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(f"{op}: expected a sparse input that requires no gradient, got one that does")
 
 
 def _sparse(
@@ -315,9 +329,14 @@ def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None) -> 
     _same_device("bce_count", "mask", mask, target)
 
 
+def _layer_of_op(of: Layer, options: Sequence[Any]) -> None:
+    _strided(LAYER, "input", of.input, ValueError)  # a sparse one is for the public function
+    layer(*of, *options)
+
+
 def linear_bce(*args: Any) -> None:
     of, (dtype, *options) = Layer.split(args)
-    layer(*of, *options)
+    _layer_of_op(of, options)
     _result("linear_bce", dtype)
 
 
@@ -329,7 +348,7 @@ def linear_bce_with_grad(*args: Any) -> None:
 
 def linear_bce_backward(grad_output: Tensor, *args: Any) -> None:
     of, (_, *options) = Layer.split(args)
-    layer(*of, *options)
+    _layer_of_op(of, options)
     logits = [*of.input.shape[:-1], *of.linear_weight.shape[:-1]]
     _broadcasts("linear_bce_backward", "grad_output", grad_output, logits)
     _same_device("linear_bce_backward", "grad_output", grad_output, args[0])

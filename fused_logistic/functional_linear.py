@@ -40,10 +40,14 @@ def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor
     return target.values(), target.crow_indices(), target.col_indices()
 
 
-def _loss(input: Any, linear_weight: Any, linear_bias: Any, target: Any, *rest: Any) -> Tensor:
-    weight, pos_weight, mask, reduction, chunk_bytes, options = rest
+def _loss(input: Any, linear_weight: Any, linear_bias: Any, target: Any, *others: Any) -> Tensor:
+    weight, pos_weight, mask, reduction, chunk_bytes, options = others
     parts = _parts(input, linear_weight, target)
-    uncompiled = parts[1] is not None and "torch._dynamo" in sys.modules  # where nobody compiles it stays unimported
+    has_sparse = parts[1] is not None or input.layout != torch.strided
+    if input.layout != torch.strided:  # no op checks these
+        rest: tuple[Any, ...] = (weight, pos_weight, mask, None, ops.SUM, chunk_bytes, *options)
+        checks.layer(input, linear_weight, linear_bias, *parts, *rest)
+    uncompiled = has_sparse and "torch._dynamo" in sys.modules  # where nobody compiles it stays unimported
     loss = _uncompiled_loss if uncompiled else autograd.linear_loss
     layer = input, linear_weight, linear_bias
     return loss(layer, parts, weight, pos_weight, mask, number_of(reduction), chunk_bytes, options)
@@ -75,7 +79,10 @@ def linear_binary_cross_entropy(
               \partial\ell/\partial x = G W
 
     Args:
-        input: :math:`x`, ``[..., features]``; float64, float32, float16 or bfloat16.
+        input: :math:`x`, ``[..., features]``; float64, float32, float16 or bfloat16. Or ``torch.sparse_csr`` or
+            ``torch.sparse_coo``, ``[rows, features]``, of which no gradient is required: torch's sparse product, in
+            fp32 at least and under autocast too, makes the logits, all at once with a
+            dense target, and the gradients of the other two.
         linear_weight: :math:`W`, ``[labels, features]``, or ``[features]`` for logits of shape ``[...]``; of the
             input's dtype, as for :func:`torch.nn.functional.linear`.
         target: in [0, 1] (not checked), ``[..., labels]``, of any dtype that ``binary_cross_entropy_with_logits``
@@ -112,7 +119,7 @@ def linear_binary_cross_entropy(
             ``mask`` is not bool.
         ValueError: a shape, layout, ``reduction``, ``label_smoothing`` or ``chunk_bytes`` that does not fit.
         RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast; tensors on different devices.
-        NotImplementedError: a dtype that is not supported.
+        NotImplementedError: a dtype that is not supported; a sparse input that requires a gradient.
 
     Formula: the chain rule of L(sigma(x W + b)); ``csrc/logistic.h``, ``docs/derivation.md``.
     """

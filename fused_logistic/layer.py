@@ -56,10 +56,15 @@ def _tile_shape(rows: int, labels: int, elements: int) -> tuple[int, int]:
     return (tile_shorter, tile_longer) if labels >= rows else (tile_longer, tile_shorter)
 
 
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in fp32, of matrices in fp16."""
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a.float(), b.float())
+
+
 def _add_product(into: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """into = a b, or += a b after the first; into may be of a wider dtype."""
+    """into = a b, or += a b after the first; into may be of another dtype."""
     if into.dtype != a.dtype:
-        product = torch.mm(a, b)
+        product = _wide_product(a, b) if a.dtype == torch.float16 else torch.mm(a, b)
         into.copy_(product) if first else into.add_(product)
     elif first:
         torch.mm(a, b, out=into)
@@ -76,9 +81,14 @@ class _Tiled:
         self.matrices, self.output_mask, self.options = matrices, output_mask, options
         self.dtype, self.device = layer.input.dtype, layer.input.device
         self.is_cpu = self.device.type == "cpu"
+        # In fp16 a mean's gradients underflow, and its products are slow on the CPU: there a tile is fp32. Elsewhere it
+        # is fp16, for the sake of the products, and gets its factor when they are added up, in fp32.
+        is_half = self.dtype == torch.float16
+        self.tile_dtype = torch.float32 if is_half and self.is_cpu else self.dtype
+        self.factor_is_late = is_half and not self.is_cpu
         m = matrices
         limit = layer.chunk_bytes or (_CPU_BYTES if self.is_cpu else _BYTES)
-        self.tile_rows, self.tile_labels = _tile_shape(m.rows, m.labels, max(limit // self.dtype.itemsize, 1))
+        self.tile_rows, self.tile_labels = _tile_shape(m.rows, m.labels, max(limit // self.tile_dtype.itemsize, 1))
         self.tiles_along_rows = -(-m.rows // self.tile_rows)
         self.tiles_along_labels = -(-m.labels // self.tile_labels)
 
@@ -100,7 +110,7 @@ class _Tiled:
             self.background = m.target.new_zeros(1, 1)  # the target of all that is not positive
             self.first_positives = self.sort_by_tile(m.positives)
 
-        self.logits = self.empty(self.tile_rows, self.tile_labels, self.dtype)
+        self.logits = self.empty(self.tile_rows, self.tile_labels, self.tile_dtype)
         self.grad_input, self.grad_weight, self.grad_bias = (layer.input.new_empty(0) for _ in range(3))
         if output_mask[0]:
             self.grad_input = self.empty(m.rows, m.features, self.sum_dtype(self.tiles_along_labels))
@@ -118,7 +128,8 @@ class _Tiled:
 
     def sum_dtype(self, products: int) -> torch.dtype:
         """Where several tiles' products add up, 16-bit dtypes are added up in fp32: each product is rounded once."""
-        return torch.float32 if products > 1 and self.dtype.itemsize == 2 else self.dtype
+        is_wide = self.factor_is_late or (products > 1 and self.dtype.itemsize == 2)
+        return torch.float32 if is_wide else self.dtype
 
     def sort_by_tile(self, p: Positives) -> list[int]:
         """Puts the positives of a tile side by side, in the order of the tiles; returns where each tile's begin."""
@@ -138,14 +149,16 @@ class _Tiled:
         for label in range(0, m.labels, self.tile_labels):
             self.column_of_tiles(label, min(self.tile_labels, m.labels - label))
         loss = self.losses if self.loss_sum is None else self.loss_sum * self.over_count
-        grad_input = self.grad_input if self.grad_input.dtype == self.dtype else self.grad_input.to(self.dtype)
+        grad_input = self.grad_input
+        if grad_input.dtype != self.dtype:
+            grad_input = self.with_factor(grad_input).to(self.dtype)
         return self.logits.new_empty(0) if loss is None else loss, grad_input, self.grad_weight, self.grad_bias
 
     def column_of_tiles(self, label: int, labels: int) -> None:
         """All tiles of some labels, after which these have their part of linear_weight's and linear_bias's gradient."""
         m = self.matrices
-        linear_weight = narrowed(m.linear_weight, 0, label, labels)
-        bias = None if m.bias is None else narrowed(m.bias, 0, label, labels)
+        linear_weight = narrowed(m.linear_weight, 0, label, labels).to(self.tile_dtype)
+        bias = None if m.bias is None else narrowed(m.bias, 0, label, labels).to(self.tile_dtype)
         grad_weight = weight_sum = self.grad_weight
         if self.output_mask[1]:
             grad_weight = weight_sum = narrowed(self.grad_weight, 0, label, labels)
@@ -161,7 +174,7 @@ class _Tiled:
             logits = self.logits
             if logits.shape != (tile.rows, tile.labels):
                 logits = logits.view(-1)[: tile.rows * tile.labels].view(tile.rows, tile.labels)
-            input = narrowed(m.input, 0, row, tile.rows)
+            input = narrowed(m.input, 0, row, tile.rows).to(self.tile_dtype)
             if bias is None:
                 torch.mm(input, linear_weight.t(), out=logits)
             else:
@@ -174,9 +187,9 @@ class _Tiled:
             if self.output_mask[2]:
                 bias_sum += grad.sum(0, dtype=bias_sum.dtype)
         if weight_sum is not grad_weight:
-            grad_weight.copy_(weight_sum)
+            grad_weight.copy_(self.with_factor(weight_sum))
         if bias_sum is not grad_bias:
-            grad_bias.copy_(bias_sum)
+            grad_bias.copy_(self.with_factor(bias_sum))
 
     # ---- The elementwise step ---------------------------------------------------------------------------------------
 
@@ -214,6 +227,21 @@ class _Tiled:
             return self.over_count.to(dtype)
         return torch.full((), self.over_count, dtype=dtype, device=self.device)
 
+    @property
+    def is_one_factor(self) -> bool:
+        """Whether grad_output, if there is one, is the same for all elements."""
+        return self.matrices.grad_output is None or self.matrices.grad_output.numel() == 1
+
+    def with_factor(self, gradient: Tensor) -> Tensor:
+        """A sum in fp32 times what its tiles have not been multiplied by; 0 stays 0 if that is infinite."""
+        if not self.factor_is_late:
+            return gradient
+        factor, grad_output = self.factor, self.matrices.grad_output
+        if grad_output is not None and self.is_one_factor:
+            factor = factor * grad_output.reshape(())
+        zeros = gradient == 0
+        return gradient.mul_(factor).masked_fill_(zeros, 0)
+
     def by_ops(
         self, losses: Tensor | None, grad_output: Tensor | None, logits: Tensor, *others: Tensor | None
     ) -> Tensor:
@@ -225,7 +253,10 @@ class _Tiled:
             self.loss_sum += ops.bce(*operands, ops.SUM, torch.float64, *self.options)
         if not self.wants_grad:
             return logits
-        factor = self.factor if grad_output is None else grad_output.to(self.factor.dtype) * self.factor
+        if self.factor_is_late:
+            factor = torch.ones_like(self.factor) if self.is_one_factor else grad_output
+        else:
+            factor = self.factor if grad_output is None else grad_output.to(self.factor.dtype) * self.factor
         return ops.bce_backward(factor, *operands, ops.SUM, ops.LOGITS, *self.options)
 
     def sparse(self, logits: Tensor, tile: _Tile, positives: Positives, part: slice) -> Tensor:

@@ -95,9 +95,9 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         dtype: of the parameters.
 
     Shape:
-        input: ``[..., in_features]``; target: ``[..., num_labels]``, or sparse ``[rows, num_labels]``; mask:
-        broadcasts to ``[..., num_labels]``; output: a scalar, or ``[..., num_labels]`` for ``reduction="none"`` and
-        without target.
+        input: ``[..., in_features]``, or sparse ``[rows, in_features]``; target: ``[..., num_labels]``, or sparse
+        ``[rows, num_labels]``; mask: broadcasts to ``[..., num_labels]``; output: a scalar, or ``[..., num_labels]``
+        for ``reduction="none"`` and without target.
 
     Raises, dtypes and formula: see :func:`fused_logistic.linear_binary_cross_entropy`.
     """

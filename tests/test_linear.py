@@ -180,6 +180,27 @@ def test_single_output_is_exact_in_fp32():
     assert abs(loss.item() - exact.item()) <= torch.finfo(torch.float).eps * exact.item()
 
 
+@pytest.mark.parametrize("factor", [1.0, 2.0**15])
+@pytest.mark.parametrize("chunk_bytes", [None, 1 << 20])
+@pytest.mark.parametrize("labels", [1, 1 << 12])
+def test_a_mean_over_many_elements_does_not_underflow_in_fp16(labels, chunk_bytes, factor):
+    """2^24 elements: every gradient by a logit, divided by their number, is less than fp16 has."""
+    rows, features = (1 << 24) // labels, 2
+    x, w = torch.rand(rows, features) + 0.5, torch.rand(labels, features) / 8
+    b, target = torch.full((labels,), 0.0 if factor == 1 else -12.0), torch.zeros(rows, labels, dtype=torch.bool)
+    x, w, b = (t.half().requires_grad_() for t in (x, w, b))
+    loss = fl.linear_binary_cross_entropy(x, w, target, linear_bias=b, chunk_bytes=chunk_bytes)
+    wanted = (x, w, b) if labels > 1 else (w, b)  # of one label nothing adds up to the input's
+    got = torch.autograd.grad(loss, wanted, torch.full((), factor).half())
+    exact = [t.detach().double() for t in (x, w, b)]
+    g = (exact[0] @ exact[1].t() + exact[2]).sigmoid_().mul_(factor / target.numel())
+    want = (g @ exact[1], g.t() @ exact[0], g.sum(0))[-len(wanted) :]
+    eps = torch.finfo(torch.half).eps
+    for a, c in zip(got, want, strict=True):
+        assert ((a.double() - c).abs() <= eps * c.abs() + 2.0**-25).all()  # one rounding, of the smallest too
+        assert c.abs().min() > 2.0**-20
+
+
 # ---- Autograd -----------------------------------------------------------------------------------------------------
 
 OPTIONS = [{}, {"label_smoothing": 0.2}, {"ignore_index": 1}, {"weights": True}, {"mask": True}, {"chunk_bytes": 40}]

@@ -54,7 +54,16 @@ X, W, Y = torch.randn(8, 3), torch.randn(5, 3), torch.rand(8, 5)
         ((X[None], W, Y[None].to_sparse()), {}, ValueError, "a sparse target of 2 sparse dimensions and no dense one"),
         ((X, W, Y[:, :4].to_sparse_csr()), {}, ValueError, "target of shape [8, 5], got [8, 4]"),
         ((X[None], W, Y.to_sparse_csr()), {}, ValueError, "target of shape [1, 8, 5], got [8, 5]"),
-        ((X.to_sparse(), W, Y), {}, ValueError, "input of layout torch.strided, got Sparse"),
+        ((X.to_sparse_csc(), W, Y), {}, ValueError, "input of layout torch.strided, torch.sparse_csr or"),
+        ((X.to_sparse(1), W, Y), {}, ValueError, "a sparse input of 2 dimensions, none of them dense, got 2, 1"),
+        ((X[None].to_sparse(), W, Y[None]), {}, ValueError, "a sparse input of 2 dimensions, none of them dense, got"),
+        ((X.long().to_sparse(), W.long(), Y), {}, NotImplementedError, "input of dtype float64, float32, float16 or"),
+        ((X.to_sparse(), W.double(), Y), {}, TypeError, "linear_weight of the input's dtype Float, got Double"),
+        ((X.to_sparse_csr(), W[:, :2], Y), {}, ValueError, "input of 2 features (linear_weight is [5, 2]), got [8, 3]"),
+        ((X.to_sparse_csr(), W, Y[:4]), {}, ValueError, "target of shape [8, 5], got [4, 5]"),
+        ((X.to_sparse(), W, Y), {"linear_bias": torch.ones(4)}, ValueError, "linear_bias of shape [5], got [4]"),
+        ((X.to_sparse(), W, Y), {"chunk_bytes": 0}, ValueError, "chunk_bytes > 0, got 0"),
+        ((X.to_sparse(), W, Y), {"mask": Y}, TypeError, "mask of dtype bool, got Float"),
         ((X, W.to_sparse_csr(), Y), {}, ValueError, "linear_weight of layout torch.strided, got SparseCsr"),
         ((X, W, Y), {"linear_bias": W[:, 0].to_sparse()}, ValueError, "linear_bias of layout torch.strided, got"),
         ((X, W, Y), {"weight": Y.to_sparse()}, ValueError, "weight of layout torch.strided, got Sparse"),
@@ -64,8 +73,10 @@ X, W, Y = torch.randn(8, 3), torch.randn(5, 3), torch.rand(8, 5)
 )  # fmt: skip
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_message(arguments, options, error, message, requires_grad):
+    if requires_grad and not (isinstance(arguments[0], torch.Tensor) and arguments[0].layout != torch.strided):
+        arguments = first_requires_grad(arguments, requires_grad)
     with pytest.raises(error, match=re.escape(OP + message)):
-        fl.linear_binary_cross_entropy(*first_requires_grad(arguments, requires_grad), **options)
+        fl.linear_binary_cross_entropy(*arguments, **options)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +104,30 @@ def test_wrong_coo_indices(row, column, coalesced):
     )
     with pytest.raises(ValueError, match=re.escape(OP + "indices of a sparse target inside of [8, 5]")):
         fl.linear_binary_cross_entropy(X, W, target)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_coo])
+def test_a_sparse_input_that_requires_a_gradient(layout):
+    x = X.to_sparse(layout=layout).requires_grad_()
+    message = "a sparse input that requires no gradient, got one that does"
+    with pytest.raises(NotImplementedError, match=OP + message):
+        fl.linear_binary_cross_entropy(x, W, Y)
+    with torch.no_grad():
+        torch.testing.assert_close(fl.linear_binary_cross_entropy(x, W, Y), fl.linear_binary_cross_entropy(X, W, Y))
+
+
+def test_wrong_indices_of_a_sparse_input():
+    csr = torch.sparse_csr_tensor([0, 1, 2], [0, 3], torch.ones(2), (2, 3), check_invariants=False)
+    with pytest.raises(ValueError, match=re.escape(OP + "column indices of a sparse input in [0, 3)")):
+        fl.linear_binary_cross_entropy(csr, W, Y[:2])
+    coo = torch.sparse_coo_tensor([[0, 2], [0, 0]], torch.ones(2), (2, 3), check_invariants=False)
+    with pytest.raises(ValueError, match=re.escape(OP + "indices of a sparse input inside of [2, 3]")):
+        fl.linear_binary_cross_entropy(coo, W, Y[:2])
+
+
+def test_the_raw_op_takes_no_sparse_input():
+    with pytest.raises(ValueError, match="input of layout torch.strided, got SparseCsr"):
+        torch.ops.fused_logistic.linear_bce(*layer_arguments(X.to_sparse_csr(), W.clone().requires_grad_(), None, Y))
 
 
 def test_wrong_indices_under_vmap():
