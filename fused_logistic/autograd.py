@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, composite, matrices, ops, sharding
+from . import checks, composite, matrices, nested, ops, sharding
 from .options import Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -125,6 +125,9 @@ def loss(
     promotes: bool = False,
 ) -> Tensor:
     """The loss of the public functions: of the op or, where a gradient may be asked for, of the Function."""
+    plain = type(input) in _PLAIN
+    if not plain and nested.is_jagged(input):
+        return _nested_loss(input, target, weight, pos_weight, mask, reduction, options, promotes)
     dtype, count = loss_dtype(input, target, promotes), None
     if reduction == ops.MEAN and (mask is not None or options.leaves_out):
         counted = composite.bce_count if torch.compiler.is_exporting() else functools.partial(ops.call, ops.bce_count)
@@ -135,9 +138,18 @@ def loss(
             return composite.bce(input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
         target, mask = composite.smoothed_target(input, target, mask, options)
         options = Options()
-    if type(input) not in _PLAIN and sharding.is_dtensor(input) and reduction != ops.NONE:
+    if not plain and sharding.is_dtensor(input) and reduction != ops.NONE:
         return sharding.reduced(_apply, input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
     return _apply(input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
+
+
+def _nested_loss(input: Tensor, *rest: Any) -> Tensor:
+    operands, reduction, options, promotes = rest[:4], *rest[4:]
+    names = ("target", "weight", "pos_weight", "mask", *options._fields)
+    tensors = dict(zip(names, (*operands, *options), strict=True))
+    logits, target, weight, pos_weight, mask, *given = nested.values(options.loss, input, tensors)
+    result = loss(logits, target, weight, pos_weight, mask, reduction, Options(*given), promotes)
+    return nested.like(input, result) if reduction == ops.NONE else result
 
 
 def _apply(*args: Any) -> Tensor:
@@ -237,7 +249,7 @@ def linear_loss(
     ``operands``: input, linear_weight, linear_bias. ``target``: itself, or the values and indices of a sparse one.
     """
     dtype, count = loss_dtype(operands[0], target[0]), None
-    if operands[0].layout != torch.strided:
+    if operands[0].layout != torch.strided and not operands[0].is_nested:
         with torch.autocast(operands[0].device.type, enabled=False):  # which has no sparse product
             logits = composite.sparse_logits(*operands)
         dense = composite.dense_target(*target, logits.shape[-1])
@@ -245,7 +257,12 @@ def linear_loss(
     if torch.is_autocast_enabled(operands[0].device.type):  # outside of the Function, so that autograd sees the casts
         low = torch.get_autocast_dtype(operands[0].device.type)
         operands = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in operands)  # type: ignore[assignment]
-    if torch.compiler.is_exporting() or sharding.is_dtensor(operands[0]) or sharding.is_dtensor(operands[1]):
+    if (
+        torch.compiler.is_exporting()
+        or operands[0].is_nested
+        or sharding.is_dtensor(operands[0])
+        or sharding.is_dtensor(operands[1])
+    ):
         logits = composite.linear_logits(*operands)
         dense = composite.dense_target(*target, logits.shape[-1])
         return loss(logits, dense, weight, pos_weight, mask, reduction, options)

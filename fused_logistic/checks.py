@@ -40,6 +40,9 @@ def tensors(op: str, required: dict[str, object], **optional: object) -> None:
 
 
 def _strided(op: str, name: str, tensor: Tensor, error: type[Exception], hint: str = "") -> None:
+    if tensor.is_nested:
+        layout = str(tensor.layout).removeprefix("torch.")
+        raise error(f"{op}: expected a nested tensor as {name} only if all are, and of layout jagged, got {layout}")
     if tensor.layout != torch.strided:
         raise error(f"{op}: expected {name} of layout torch.strided, got {layout_name(tensor.layout)}{hint}")
 

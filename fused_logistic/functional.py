@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import arguments, autograd, checks, ops
+from . import arguments, autograd, checks, nested, ops
 from .options import FOCAL, LOSS, Options
 
 _DEPRECATED = "elementwise_mean"  # torch 0.4's name of the mean, which torch still takes
@@ -32,6 +32,8 @@ def _refuse(op: str, required: dict[str, Any], optional: dict[str, Any], options
     """Raises what is wrong with the arguments, if it is one of the things that can be."""
     checks.tensors(op, required, **optional)
     input, target = required.values()
+    if nested.is_jagged(input):
+        return  # it was their values that were refused, with a name
     weight, pos_weight, mask = (optional.get(name) for name in ("weight", "pos_weight", "mask"))
     checks.loss(input, target, weight, pos_weight, mask, None, ops.SUM, *options)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import arguments, autograd, checks, composite, ops
+from . import arguments, autograd, checks, composite, nested, ops
 from .functional import check_reduction, number_of
 from .options import Options
 
@@ -20,7 +20,7 @@ _uncompiled_loss = torch._disable_dynamo(autograd.linear_loss)  # unlike torch.c
 
 def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(values, crow_indices, col_indices) of a sparse target; (target, None, None) of a dense one."""
-    if target.layout == torch.strided:
+    if target.layout == torch.strided or target.is_nested:
         return target, None, None
     if target.layout not in (torch.sparse_csr, torch.sparse_coo):
         layouts = "torch.strided, torch.sparse_csr or torch.sparse_coo"
@@ -43,11 +43,13 @@ def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor
 def _loss(input: Any, linear_weight: Any, linear_bias: Any, target: Any, *others: Any) -> Tensor:
     weight, pos_weight, mask, reduction, chunk_bytes, options = others
     parts = _parts(input, linear_weight, target)
-    has_sparse = parts[1] is not None or input.layout != torch.strided
-    if input.layout != torch.strided:  # no op checks these
+    sparse_input = input.layout != torch.strided and not nested.is_jagged(input)
+    if sparse_input:  # no op checks these
         rest: tuple[Any, ...] = (weight, pos_weight, mask, None, ops.SUM, chunk_bytes, *options)
         checks.layer(input, linear_weight, linear_bias, *parts, *rest)
-    uncompiled = has_sparse and "torch._dynamo" in sys.modules  # where nobody compiles it stays unimported
+    uncompiled = (
+        sparse_input or parts[1] is not None
+    ) and "torch._dynamo" in sys.modules  # where nobody compiles it stays unimported
     loss = _uncompiled_loss if uncompiled else autograd.linear_loss
     layer = input, linear_weight, linear_bias
     return loss(layer, parts, weight, pos_weight, mask, number_of(reduction), chunk_bytes, options)
@@ -155,6 +157,8 @@ def linear_binary_cross_entropy(
         optional = {"linear_bias": linear_bias, "weight": w, "pos_weight": p, "mask": mask}
         required: dict[str, object] = {"input": input, "linear_weight": linear_weight, "target": target}
         checks.tensors(_OP, required, **optional)
+        if nested.is_jagged(input):
+            raise refusal
         parts = _parts(input, linear_weight, target)
         rest: tuple[Any, ...] = (w, p, mask, None, ops.SUM, chunk_bytes, *options)
         checks.layer(input, linear_weight, linear_bias, *parts, *rest)
