@@ -332,26 +332,28 @@ def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None) -> 
     _same_device("bce_count", "mask", mask, target)
 
 
-def _layer_of_op(of: Layer, options: Sequence[Any]) -> None:
-    _strided(LAYER, "input", of.input, ValueError)  # a sparse one is for the public function
-    layer(*of, *options)
+_LAYER = len(Layer._fields)
+
+
+def _layer_of_op(args: Sequence[Any], own: int) -> None:
+    """What stands first, and the options behind the op's ``own`` arguments."""
+    _strided(LAYER, "input", args[0], ValueError)  # a sparse one is for the public function
+    layer(*args[:_LAYER], *args[_LAYER + own :])
 
 
 def linear_bce(*args: Any) -> None:
-    of, (dtype, *options) = Layer.split(args)
-    _layer_of_op(of, options)
-    _result("linear_bce", dtype)
+    _layer_of_op(args, 1)
+    _result("linear_bce", args[_LAYER])
 
 
 def linear_bce_with_grad(*args: Any) -> None:
-    of, (dtype, _, *options) = Layer.split(args)
-    linear_bce(*of, dtype, *options)
-    reduced("linear_bce_with_grad", of.reduction)
+    _layer_of_op(args, 2)
+    _result("linear_bce_with_grad", args[_LAYER])
+    reduced("linear_bce_with_grad", args[Layer._fields.index("reduction")])
 
 
 def linear_bce_backward(grad_output: Tensor, *args: Any) -> None:
-    of, (_, *options) = Layer.split(args)
-    _layer_of_op(of, options)
-    logits = [*of.input.shape[:-1], *of.linear_weight.shape[:-1]]
+    _layer_of_op(args, 1)
+    logits = [*args[0].shape[:-1], *args[1].shape[:-1]]
     _broadcasts("linear_bce_backward", "grad_output", grad_output, logits)
     _same_device("linear_bce_backward", "grad_output", grad_output, args[0])
