@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import operator
 from typing import Any
 
 import torch
@@ -32,6 +32,20 @@ def option(op: str, name: str, value: Any) -> float | Tensor:
     return float(value)
 
 
+def integer(op: str, name: str, value: Any) -> int | None:
+    """An option that is an integer or None.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if value is None or type(value) is int:
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{op}: expected {name} to be an int, got {value!r}") from None
+
+
 def _is_known(value: Tensor) -> bool:
     """Whether it can be looked at for free, and nobody asks for more than its value."""
     if type(value) is not Tensor or not value.is_cpu or value.dim() > 0 or torch.compiler.is_compiling():
@@ -44,7 +58,7 @@ def _is_constant(value: float) -> bool:
     """In compiled code, whether it is one, and not an input that has been seen to change."""
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    return statically_known_true(value <= sys.float_info.max)
+    return statically_known_true(value <= 1.7976931348623157e308)  # a name would be another input
 
 
 def beside(value: Any, logits: Any) -> Any:

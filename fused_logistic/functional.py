@@ -109,7 +109,7 @@ def binary_cross_entropy_with_logits(
             mask=mask,
         )
     smoothing = 0.0 if label_smoothing is None else arguments.option(LOSS, "label_smoothing", label_smoothing)
-    options = Options(smoothing, ignore_index)
+    options = Options(smoothing, arguments.integer(LOSS, "ignore_index", ignore_index))
     w = None if weight is None else arguments.beside(weight, input)
     p = None if pos_weight is None else arguments.beside(pos_weight, input)
     if size_average is not None or reduce is not None:
@@ -190,7 +190,8 @@ def sigmoid_focal_loss(
         )
     gamma = arguments.option(FOCAL, "gamma", gamma)
     weighs = isinstance(alpha, Tensor) or alpha != -1
-    options = Options(0.0, ignore_index, gamma, arguments.option(FOCAL, "alpha", alpha) if weighs else None)
+    ignored = arguments.integer(FOCAL, "ignore_index", ignore_index)
+    options = Options(0.0, ignored, gamma, arguments.option(FOCAL, "alpha", alpha) if weighs else None)
     if torch.compiler.is_compiling():
         return autograd.loss(inputs, targets, None, None, mask, number_of(reduction), options, promotes=True)
     try:

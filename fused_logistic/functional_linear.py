@@ -142,7 +142,7 @@ def linear_binary_cross_entropy(
             chunk_bytes=chunk_bytes,
         )
     smoothing = 0.0 if label_smoothing is None else arguments.option(_OP, "label_smoothing", label_smoothing)
-    options = Options(smoothing, ignore_index)
+    options = Options(smoothing, arguments.integer(_OP, "ignore_index", ignore_index))
     w = None if weight is None else arguments.beside(weight, input)
     p = None if pos_weight is None else arguments.beside(pos_weight, input)
     given = input, linear_weight, linear_bias, target, w, p, mask, reduction, chunk_bytes, options

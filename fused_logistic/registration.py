@@ -28,8 +28,10 @@ def _requires_grad(args: tuple[Any, ...]) -> bool:
 
 def _has_tangent(args: tuple[Any, ...]) -> bool:
     """Whether it is differentiated forwards: in what is compiled only the tensors themselves tell."""
+    # a compressed sparse tensor has none, and cannot be asked
+    tensors = [a for a in args if isinstance(a, Tensor) and a.layout in (torch.strided, torch.sparse_coo)]
     with torch._C._DisableTorchDispatch():  # a question, which no graph should record
-        return any(torch._VF._unpack_dual(a, level=0).tangent is not None for a in args if isinstance(a, Tensor))
+        return any(torch._VF._unpack_dual(t, level=0).tangent is not None for t in tensors)
 
 
 def _with_autograd(
@@ -37,12 +39,13 @@ def _with_autograd(
 ) -> Callable[..., Any]:
     def kernel(*args: Any) -> Any:
         forwards = _has_tangent(args)
-        if forwards or _requires_grad(args):
-            if function is None or forwards or ops.transformed() or not function.covers(args):
-                check(*args)
-                return composition(*args)
-            return function.apply(*args)
+        differentiated = forwards or _requires_grad(args)
+        if differentiated and (function is None or forwards or ops.transformed() or not function.covers(args)):
+            check(*args)
+            return composition(*args)
         try:
+            if differentiated:
+                return function.apply(*args)
             with ops.below_autograd():
                 return op(*args)
         except RuntimeError as error:

@@ -26,7 +26,7 @@ Z, Y = torch.randn(8, 3), torch.rand(8, 3)
         ((Z, Y), {"reduction": None}, ValueError, "reduction 'none', 'mean' or 'sum', got None"),
         (([1.0], Y), {}, TypeError, "input to be a torch.Tensor, got list"),
         ((Z, 1.0), {}, TypeError, "target to be a torch.Tensor, got float"),
-        ((Z, Y), {"weight": 2.0}, TypeError, "weight to be a torch.Tensor, got float"),
+        ((Z, Y), {"weight": "2"}, TypeError, "weight to be a torch.Tensor, got str"),
         ((Z, Y), {"pos_weight": [2.0]}, TypeError, "pos_weight to be a torch.Tensor, got list"),
         ((Z, Y), {"weight": torch.ones(8)}, RuntimeError, "weight of a shape that broadcasts to [8, 3], got [8]"),
         ((Z, Y), {"pos_weight": torch.ones(2)}, RuntimeError, "pos_weight of a shape that broadcasts to [8, 3], got"),

@@ -46,7 +46,7 @@ X, W, Y = torch.randn(8, 3), torch.randn(5, 3), torch.rand(8, 5)
         ((X, W, Y), {"chunk_bytes": 0}, ValueError, "chunk_bytes > 0, got 0"),
         ((X, W, 1.0), {}, TypeError, "target to be a torch.Tensor, got float"),
         (([1.0], W, Y), {}, TypeError, "input to be a torch.Tensor, got list"),
-        ((X, W, Y), {"weight": 2.0}, TypeError, "weight to be a torch.Tensor, got float"),
+        ((X, W, Y), {"weight": "2"}, TypeError, "weight to be a torch.Tensor, got str"),
         ((X, W, Y.to_sparse_csc()), {}, ValueError, "target of layout torch.strided, torch.sparse_csr or"),
         ((X, W, Y.to_sparse(1)), {}, ValueError, "a sparse target of 2 sparse dimensions and no dense one"),
         ((X, W[0], Y[:, 0].to_sparse()), {}, ValueError, "a sparse target of 2 sparse dimensions and no dense one"),
