@@ -2,8 +2,6 @@
 #include "launch.h"
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <new>
 #include <stdexcept>
@@ -17,24 +15,6 @@
 namespace fused_logistic {
 namespace {
 
-// Calls f with the address of a floating point tensor's first element.
-template <class F>
-void with_data(const Tensor& tensor, F f) {
-  void* const data = const_cast<void*>(tensor.const_data_ptr());
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return f(static_cast<double*>(data));
-    case ScalarType::Float:
-      return f(static_cast<float*>(data));
-    case ScalarType::Half:
-      return f(static_cast<torch::headeronly::Half*>(data));
-    case ScalarType::BFloat16:
-      return f(static_cast<torch::headeronly::BFloat16*>(data));
-    default:
-      refuse("with_data", "expected a floating point dtype");
-  }
-}
-
 struct Cpu {
   explicit Cpu(const Tensor&) {}
 
@@ -44,10 +24,12 @@ struct Cpu {
   bool is_one(const Tensor& grad_output) const { return grad_output.numel() == 1 && scalar_of(grad_output) == 1; }
 
   void run(Problem& problem, Output output, Mean mean, const Tensor* result, bool /*made_for_one*/ = false) const {
-    const double divisor = mean.count != nullptr ? *mean.count : mean.value;
-    problem.scale = 1 / divisor;
-    const double sum = fused_logistic::run(problem, output);
-    if (result != nullptr) write_scalar(sum / divisor, *result);
+    in_float_mode([&] {
+      const double divisor = mean.count != nullptr ? *mean.count : mean.value;
+      problem.scale = 1 / divisor;
+      const double sum = fused_logistic::run(problem, output);
+      if (result != nullptr) write_scalar(sum / divisor, *result);
+    });
   }
 };
 
@@ -71,10 +53,14 @@ double run(const Problem& problem, Output output) {
   std::vector<double> many(count > 64 ? count : 0);
   double* partials = count > 64 ? many.data() : few;
   ChunkKernel* const kernel = isa().kernel;
-  const auto chunks_from = [&](int64_t first, int64_t last) { kernel(problem, first, last, output, partials); };
+  const auto chunks_from = [&](int64_t first, int64_t last) {
+    in_float_mode([&] { kernel(problem, first, last, output, partials); });
+  };
   // a parallel region of one chunk is a microsecond of nothing
   count == 1 ? chunks_from(0, 1) : torch::stable::parallel_for(0, count, /*grain_size=*/2, chunks_from);
-  return has_sum(output) ? ordered_sum(partials, count) : 0;
+  double sum = 0;
+  if (has_sum(output)) in_float_mode([&] { sum = ordered_sum(partials, count); });
+  return sum;
 }
 
 Tensor empty_cpu(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, ScalarType dtype) {
@@ -94,18 +80,13 @@ Tensor empty_cpu(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, Sca
 
 double scalar_of(const Tensor& tensor) {
   double value = 0;
-  with_data(tensor, [&](auto* data) { value = double(*data); });
+  in_float_mode([&] { with_data(tensor, [&](auto* data) { value = double(*data); }); });
   return value;
 }
 
 void write_scalar(double value, const Tensor& result) {
-  with_data(result, [&](auto* data) {
-    using T = std::remove_pointer_t<decltype(data)>;
-    if constexpr (sizeof(T) == 2) {
-      *data = T(float(value));  // as torch converts
-    } else {
-      *data = T(value);
-    }
+  in_float_mode([&] {
+    with_data(result, [&](auto* data) { *data = rounded_to<std::remove_pointer_t<decltype(data)>>(value); });
   });
 }
 

@@ -54,13 +54,17 @@ double run_rows(const Rows& rows, Output output) {
   std::vector<double> partials(has_sum(output) ? count : 0);
   ChunkKernel* const kernel = isa().kernel;
   torch::stable::parallel_for(0, count, /*grain_size=*/2, [&](int64_t begin, int64_t end) {
-    while (begin < end) {
-      const int64_t row = begin / per_row, first = begin % per_row, last = std::min(per_row, first + end - begin);
-      kernel(rows[row], first, last, output, has_sum(output) ? partials.data() + row * per_row : nullptr);
-      begin += last - first;
-    }
+    in_float_mode([&] {
+      while (begin < end) {
+        const int64_t row = begin / per_row, first = begin % per_row, last = std::min(per_row, first + end - begin);
+        kernel(rows[row], first, last, output, has_sum(output) ? partials.data() + row * per_row : nullptr);
+        begin += last - first;
+      }
+    });
   });
-  return has_sum(output) ? ordered_sum(partials.data(), count) : 0;
+  double sum = 0;
+  if (has_sum(output)) in_float_mode([&] { sum = ordered_sum(partials.data(), count); });
+  return sum;
 }
 
 // One row of a matrix or, where there is only one, that one for all rows.
@@ -154,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> single_cpu(const Tensor& given_input,
   require(on.problem.options.loss == Loss::kBce, op, "there is no focal loss of one output");
   if (!has_loss) on.set_grad_output(*grad_output);
   const double divisor = reduction != kMean ? 1 : count.has_value() ? scalar_of(*count) : double(n);
-  on.problem.scale = 1 / divisor;
+  in_float_mode([&] { on.problem.scale = 1 / divisor; });
 
   const Tensor absent = empty_cpu({0}, {1}, type);
   Tensor loss = absent, grad_input = absent, grad_weight = absent, grad_bias = absent;
@@ -182,7 +186,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> single_cpu(const Tensor& given_input,
   problem.bias = linear_bias.has_value() ? scalar_of(*linear_bias) : 0;
   problem.rows_per_part = rows_per_part(n, features, int64_t(input.element_size()));
   const int64_t parts = (n + problem.rows_per_part - 1) / problem.rows_per_part;
-  std::vector<double> sums(2 * parts), weight_sums(wanted[1] ? parts * features : 0);
+  std::vector<double> sums(2 * parts), weight_sums(wanted[1] ? std::max<int64_t>(parts, 1) * features : 0);
   problem.loss_and_grad_bias = sums.data();
   if (wanted[1]) problem.grad_weight = weight_sums.data();
   if (wanted[0]) {
@@ -193,25 +197,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> single_cpu(const Tensor& given_input,
   torch::stable::parallel_for(0, parts, /*grain_size=*/1, [&](int64_t first, int64_t last) {
     std::vector<char> scratch(padded(features) * input.element_size() * 2 + 64);
     void* aligned = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
-    kernel(problem, first, last, output, aligned);
+    in_float_mode([&] { kernel(problem, first, last, output, aligned); });
   });
 
-  double loss_sum = 0, bias_sum = 0;
-  for (int64_t part = 0; part < parts; ++part) {
-    loss_sum += sums[2 * part];
-    bias_sum += sums[2 * part + 1];
-  }
-  if (has_loss && !elements) loss = scalar_tensor(loss_sum / divisor, dtype);
+  double loss_mean = 0, bias_sum = 0;
+  in_float_mode([&] {
+    for (int64_t part = 0; part < parts; ++part) {
+      loss_mean += sums[2 * part];
+      bias_sum += sums[2 * part + 1];
+    }
+    loss_mean /= divisor;
+  });
+  if (has_loss && !elements) loss = scalar_tensor(loss_mean, dtype);
   if (wanted[1]) {
-    const Tensor total = empty_cpu({features}, {1}, ScalarType::Double);
-    double* const out = static_cast<double*>(total.mutable_data_ptr());
+    grad_weight = empty_cpu({features}, {1}, type);
     torch::stable::parallel_for(0, features, /*grain_size=*/4096, [&](int64_t begin, int64_t end) {
-      std::fill(out + begin, out + end, 0.0);
-      for (int64_t part = 0; part < parts; ++part) {
-        for (int64_t j = begin; j < end; ++j) out[j] += weight_sums[part * features + j];
-      }
+      in_float_mode([&] {
+        double* const total = weight_sums.data();  // begins as the first part's, none of which is -0.0
+        for (int64_t part = 1; part < parts; ++part) {
+          for (int64_t j = begin; j < end; ++j) total[j] += weight_sums[part * features + j];
+        }
+        with_data(grad_weight, [&](auto* out) {
+          for (int64_t j = begin; j < end; ++j) out[j] = rounded_to<std::remove_pointer_t<decltype(out)>>(total[j]);
+        });
+      });
     });
-    grad_weight = torch::stable::to(total, type);
   }
   if (wanted[2] && linear_bias.has_value()) {
     grad_bias = empty_cpu({1}, {1}, type);
