@@ -19,6 +19,11 @@ def layer(value, z=Z, y=Y, **options):
     return fl.linear_binary_cross_entropy(X, W, y, linear_bias=B, label_smoothing=value, **options)
 
 
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+
+
 # function of the option, of the logits and of the target
 OPTIONS = {
     "gamma": lambda value, z=Z, y=Y, **options: fl.sigmoid_focal_loss(z, y, gamma=value, **options),
