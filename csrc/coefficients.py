@@ -256,6 +256,7 @@ def coefficients_struct(f):
             3 * ldexp(1, mantissa_bits - 1) + f.exponent_bias + bias,
         ),
         ("", "exp_unbias", ldexp(1, -bias)),
+        ("Subtracted from the sum, it leaves 2^n.", "exp_bias", mpf(bias)),
         ("", "log2_e", f.round(1 / log(2))),
         ("ln 2 in two parts; n ln2_high is exact.", "ln2_high", ln2_high),
         ("", "ln2_low", f.round(log(2) - ln2_high)),

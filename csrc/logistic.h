@@ -126,6 +126,16 @@ template <class V>
 FL_FN V minus_absolute(V x) {
   return Value<V>::from_bits(Value<V>::to_bits(x) | Value<V>::to_bits(splat<V>(-0.0)));
 }
+template <class V>
+FL_FN V unless_nan(V x, V otherwise) {
+  return select(x == x, x, otherwise);
+}
+// x y, where 0 times infinity is 0: what has no weight has none, however large the other factor. NaN stays.
+template <class V>
+FL_FN V product(V x, V y) {
+  const V xy = x * y;
+  return select((xy == xy) | (x != x) | (y != y), xy, splat<V>(0));
+}
 
 // ---- Elementary functions ----------------------------------------------------------------------------------------
 
@@ -165,17 +175,22 @@ FL_FN V exp_nonpositive(V x) {
   t = fma(n, splat<V>(-C::ln2_low), t);
   return exp_reduced(shifted, t);
 }
-// At most 1.1 (float) and 1.1 (double) ulp for x <= 0 and |rest| up to half a unit in the last place of x.
-// exp(x + rest), rest being what x lost when it was rounded.
+// At most 1.1 (float) and 1.1 (double) ulp for |rest| up to half a unit in the last place of x.
+// exp(x + rest), rest being what x lost when it was rounded. The bias of exp_reduced leaves no room for large powers:
+// where any x may be positive, theirs is made without it.
 template <class V>
-FL_FN V exp_two_parts(V x, V rest) {
+FL_FN V exp_two_parts(V x, V rest, bool any_positive) {
   using C = Coefficients<typename Value<V>::Scalar>;
-  const V shifter = splat<V>(C::exp_shifter);
-  const V shifted = fma(x, splat<V>(C::log2_e), shifter);
+  const V shifter = splat<V>(C::exp_shifter), lowest = splat<V>(C::exp_lowest);
+  V shifted = fma(x, splat<V>(C::log2_e), shifter);
   const V n = shifted - shifter;
   V t = fma(n, splat<V>(-C::ln2_high), x);
   t = fma(n, splat<V>(-C::ln2_low), t) + rest;
-  return select(x < splat<V>(C::exp_lowest), splat<V>(0), exp_reduced(shifted, t));
+  if (!any_positive) return select(x < lowest, splat<V>(0), exp_reduced(shifted, t));
+  const auto positive = splat<V>(0) < x;
+  shifted = select(positive, shifted - splat<V>(C::exp_bias), shifted);
+  const V power = exp_reduced(shifted, t) * select(positive, splat<V>(1 / C::exp_unbias), splat<V>(1));
+  return select(x < lowest, splat<V>(0), select(-x < lowest, splat<V>(__builtin_inff()), power));
 }
 
 // At most 1.5 (float) and 1.5 (double) ulp for e in [0, 1].
@@ -196,7 +211,7 @@ template <class V>
 struct TwoParts {
   V high, low;
 };
-// At most 2.0 (float) and 2.0 (double) ulp of 1/2 for u in (0, 1], however large the logarithm is.
+// At most 2.0 (float) and 2.0 (double) ulp of 1/2 for u in (0, 2^62], however large the logarithm is.
 // log(u): u = 2^n f with f in [1, 2), high = n ln2_high, which is exact, and low = n ln2_low + log1p(f - 1).
 template <class V>
 FL_FN TwoParts<V> log_unit(V u) {
@@ -225,18 +240,35 @@ FL_FN Logit<V> logit(V z) {
 
 // The weights a and b of the positive and the negative term, and their sum, which is exactly w where p is 1:
 // 1 - y is off by at most 2^-25 (in fp32), so that y + (1 - y) rounds to 1.
+// infinite: whether some weight may be. Then 0 times infinity is 0, in the weights and between them and their terms, and
+// what the formulas below turn into infinity less infinity is made term by term. It is known to the compiler, so that it
+// costs nothing where it is not so: see `evaluate` in losses.h.
 template <class V>
 struct TermWeights {
   V positive, negative, sum;
+  bool infinite;
 };
 template <class V>
 FL_FN TermWeights<V> term_weights(V y) {
-  return {y, splat<V>(1) - y, splat<V>(1)};
+  return {y, splat<V>(1) - y, splat<V>(1), false};
 }
 template <class V>
-FL_FN TermWeights<V> term_weights(V y, V p, V w) {
-  const V opposite = splat<V>(1) - y;
-  return {w * (p * y), w * opposite, w * fma(p, y, opposite)};
+FL_FN TermWeights<V> term_weights(V y, V p, V w, bool infinite = false) {
+  const V opposite = splat<V>(1) - y, whole = fma(p, y, opposite);
+  if (!infinite) return {w * (p * y), w * opposite, w * whole, false};
+  const V weighted = product(p, y);
+  return {product(w, weighted), product(w, opposite), product(w, unless_nan(whole, weighted + opposite)), true};
+}
+// For infinite weights, what is multiplied by them: l and s are not 0 where they underflowed, but for m = infinity alone.
+template <class V>
+FL_FN V unless_underflown(const Logit<V>& logit, V small) {
+  const V least = splat<V>(Coefficients<typename Value<V>::Scalar>::exp_unbias);
+  return select(logit.minus_m == splat<V>(-__builtin_inff()), small, at_least(small, least));
+}
+template <class V>
+FL_FN V softplus_of(const Logit<V>& logit, bool minus) {
+  const V l = log1p_unit(logit.e), small = unless_underflown(logit, l), large = l - logit.minus_m;
+  return minus ? select(logit.z < splat<V>(0), large, small) : select(logit.z < splat<V>(0), small, large);
 }
 
 // At most 4.5 (float) and 4.5 (double) ulp for every z; 2.2 and 2.5 for targets 0 and 1 with p = w = 1.
@@ -244,7 +276,10 @@ FL_FN TermWeights<V> term_weights(V y, V p, V w) {
 template <class V>
 FL_FN V loss(const Logit<V>& logit, const TermWeights<V>& weights) {
   const V dominant = select(logit.z < splat<V>(0), weights.positive, weights.negative);
-  return add_term(dominant, -logit.minus_m, weights.sum * log1p_unit(logit.e));
+  const V value = add_term(dominant, -logit.minus_m, weights.sum * log1p_unit(logit.e));
+  if (!weights.infinite) return value;
+  return unless_nan(value, product(weights.positive, softplus_of(logit, /*minus=*/true)) +
+                               product(weights.negative, softplus_of(logit, /*minus=*/false)));
 }
 
 // At most 7.5 (float) and 7.5 (double) ulp of the larger of its two terms; 2.5 of the result for targets 0 and 1 with
@@ -255,23 +290,35 @@ template <class V>
 FL_FN V grad_logit(const Logit<V>& logit, const TermWeights<V>& weights, V factor) {
   const auto negative = logit.z < splat<V>(0);
   const V dominant = select(negative, weights.positive, weights.negative);
-  return fma(-weights.sum, sigma_minus(logit.e), dominant) * select(negative, -factor, factor);
+  V size = fma(-weights.sum, sigma_minus(logit.e), dominant);
+  if (weights.infinite) {
+    const V s = sigma_minus(logit.e), other = select(negative, weights.negative, weights.positive);
+    size = unless_nan(size, product(dominant, splat<V>(1) - s) - product(other, unless_underflown(logit, s)));
+  }
+  return size * select(negative, -factor, factor);
 }
 
 // At most 3.5 (float) and 3.5 (double) ulp of the larger of its two terms.
 // d loss / dy = w (p softplus(-z) - softplus(z)) = w ((p - 1) l + (z < 0 ? p : -1) m): exactly -w z where p is 1
 template <class V>
-FL_FN V grad_target(const Logit<V>& logit, V p, V w) {
+FL_FN V grad_target(const Logit<V>& logit, V p, V w, bool infinite = false) {
   const V slope = select(logit.z < splat<V>(0), p, splat<V>(-1));
-  return add_term(w, add_term(slope, -logit.minus_m, (p - splat<V>(1)) * log1p_unit(logit.e)), splat<V>(0));
+  V change = add_term(slope, -logit.minus_m, (p - splat<V>(1)) * log1p_unit(logit.e));
+  if (infinite) {
+    const V positive = softplus_of(logit, /*minus=*/true), negative = softplus_of(logit, /*minus=*/false);
+    change = unless_nan(change, product(p, positive) - negative);
+  }
+  const V value = add_term(w, change, splat<V>(0));
+  return infinite ? unless_nan(value, product(w, change)) : value;
 }
 
 // At most 3.6 (float) and 3.5 (double) ulp.
 // d loss / dp = w y softplus(-z)
 template <class V>
-FL_FN V grad_pos_weight(const Logit<V>& logit, V y, V w) {
+FL_FN V grad_pos_weight(const Logit<V>& logit, V y, V w, bool infinite = false) {
   const V softplus = select(logit.z < splat<V>(0), -logit.minus_m, splat<V>(0)) + log1p_unit(logit.e);
-  return add_term(w * y, softplus, splat<V>(0));
+  const V value = add_term(w * y, softplus, splat<V>(0));
+  return infinite ? unless_nan(value, product(product(w, y), softplus_of(logit, /*minus=*/true))) : value;
 }
 
 // ---- The focal loss ----------------------------------------------------------------------------------------------
@@ -280,35 +327,40 @@ FL_FN V grad_pos_weight(const Logit<V>& logit, V y, V w) {
 // "Focal loss for dense object detection"). With c = y for z < 0, 1 - y otherwise, and u = c + (1 - c) e:
 //   q = u / (1 + e),   log q = log u - l,   q^gamma = exp(gamma log q),
 //   q'/q = (1 - 2 y) s / u,   d log q / dy = -sign(z) (1 - e) / u.
+// A target outside of [0, 1] may make q negative, or larger than 1. The power is then that of |q|, negative where q is
+// and gamma is odd, which for whole gamma is q^gamma; the derivatives stay as they are, with the sign of q.
 // A target of 0 or 1 needs no logarithm: where c = 1, log q = -l; where c = 0, u is e and log q = -m - l.
 // log q has a part that is exact and one that is at most about 1, and the product with gamma is kept in two parts too,
 // so that the relative error of q^gamma is of the order of gamma units in the last place, not of gamma |log q|.
 
-// gamma in two parts; the logarithm from which on down q^gamma is 0; the weights of y and of 1 - y in alpha_t, 1 and 1
-// without alpha. Made once per kernel from what the user gave.
+// gamma in two parts; the logarithm from which on down q^gamma is 0; the sign of q^gamma where q is negative; the weights
+// of y and of 1 - y in alpha_t, 1 and 1 without alpha. Made once per kernel from what the user gave.
 template <class S>
 struct FocalConstants {
-  S gamma, gamma_low, log_lowest, alpha, alpha_opposite;
+  S gamma, gamma_low, log_lowest, sign, alpha, alpha_opposite;
 };
+FL_FN bool is_whole(double x) { return (x + 0x1p52) - 0x1p52 == x; }  // of 0 <= x
 template <class S>
 FL_FN FocalConstants<S> focal_constants(double gamma, double alpha, double alpha_opposite) {
   const double lowest = gamma == 0 ? -0x1p126 : 1.5 * double(Coefficients<S>::exp_lowest) / gamma;
-  return {S(gamma), S(gamma - double(S(gamma))), S(lowest < -0x1p126 ? -0x1p126 : lowest), S(alpha), S(alpha_opposite)};
-}
-
-// A target outside of [0, 1] has no q; NaN says so.
-template <class V>
-FL_FN V focal_target(V y) {
-  return select(y * (splat<V>(1) - y) < splat<V>(0), splat<V>(__builtin_nanf("")), y);
+  return {S(gamma),
+          S(gamma - double(S(gamma))),
+          S(lowest < -0x1p126 ? -0x1p126 : lowest),
+          S(is_whole(gamma) && !is_whole(gamma / 2) ? -1 : 1),
+          S(alpha),
+          S(alpha_opposite)};
 }
 
 template <class V>
 FL_FN V focal_alpha(V y, const FocalConstants<typename Value<V>::Scalar>& constants) {
+  if (constants.alpha == 1 && constants.alpha_opposite == 1) return splat<V>(1);  // y + (1 - y) is not, for a large y
   return fma(splat<V>(constants.alpha), y, splat<V>(constants.alpha_opposite) * (splat<V>(1) - y));
 }
 
 // What the focal loss and its derivatives share: c, u, q^gamma, and whether any target is neither 0 nor 1. Where none is,
 // which is the rule, the logarithm and the division by u = 1 are left out: a quarter of the time, and no bit.
+// A u of 0 with c other than 0 is the rounded sum of two numbers that cancel: far less than its error stands for it, so
+// that q^gamma q'/q is q' for gamma = 1. A |u| that is too large for log_unit counts as the largest that is not.
 template <class V>
 struct Focal {
   V c, u, power;
@@ -320,17 +372,26 @@ template <class V>
 FL_FN Focal<V> focal(const Logit<V>& logit, V y, const FocalConstants<typename Value<V>::Scalar>& constants) {
   const V zero = splat<V>(0), opposite = splat<V>(1) - y, gamma = splat<V>(constants.gamma);
   const auto negative = logit.z < zero;
-  const V c = select(negative, y, opposite), u = fma(select(negative, opposite, y), logit.e, c);
+  const V c = select(negative, y, opposite);
+  V u = fma(select(negative, opposite, y), logit.e, c);
   TwoParts<V> of_u = {zero, zero};
   const bool soft = Value<V>::any((c != zero) & (c != splat<V>(1)));
-  if (soft) of_u = log_unit(u);
+  bool outside = false;  // of [0, 1], some target
+  if (soft) {
+    using C = Coefficients<typename Value<V>::Scalar>;
+    outside = Value<V>::any((c < zero) | (splat<V>(1) < c));
+    if (outside) u = select((u == zero) & (c != zero), splat<V>(C::exp_unbias), u);
+    of_u = log_unit(outside ? -at_least(minus_absolute(u), splat<V>(-C::log_scale / 4)) : u);
+  }
   const V high = at_least(select(c == zero, logit.minus_m, of_u.high), splat<V>(constants.log_lowest));
   const V low = select(c == zero, zero, of_u.low) - log1p_unit(logit.e);
   const V log_q = high + low, x = gamma * log_q;
   V rest = fma(gamma, log_q, -x);
   rest = fma(gamma, (high - log_q) + low, rest);
   rest = fma(splat<V>(constants.gamma_low), log_q, rest);
-  return {c, u, exp_two_parts(x, rest), soft};
+  V power = exp_two_parts(x, rest, outside);
+  if (outside) power = power * select(u < zero, splat<V>(constants.sign), splat<V>(1));
+  return {c, u, power, soft};
 }
 
 // At most 2.7 (float) and 2.7 (double) ulp times 1 + gamma without alpha and weights, which add theirs as above.
@@ -356,13 +417,13 @@ FL_FN V focal_grad_logit(const Logit<V>& logit, const TermWeights<V>& weights, c
 // alpha_t. Where c = 0 the loss is (a + b) l, and (a + b) l / e stays finite.
 template <class V>
 FL_FN V focal_grad_target(const Logit<V>& logit, const Focal<V>& focal, V y, V p, V w,
-                          const FocalConstants<typename Value<V>::Scalar>& constants) {
+                          const FocalConstants<typename Value<V>::Scalar>& constants, bool infinite = false) {
   const V zero = splat<V>(0), alpha = focal_alpha(y, constants), gamma = splat<V>(constants.gamma);
-  const TermWeights<V> weights = term_weights(y, p, w);
+  const TermWeights<V> weights = term_weights(y, p, w, infinite);
   const V whole = loss(logit, weights);
   const V over_u = select(focal.c == zero, weights.sum * log1p_ratio(logit.e), whole / focal.u);
   const V slope = alpha * select(logit.z < zero, gamma, -gamma) * (splat<V>(1) - logit.e);
-  V value = add_term(slope, over_u, grad_target(logit, p, w * alpha));
+  V value = add_term(slope, over_u, grad_target(logit, p, infinite ? product(w, alpha) : w * alpha, infinite));
   value = add_term(splat<V>(constants.alpha - constants.alpha_opposite), whole, value);
   return add_term(focal.power, value, zero);
 }

@@ -26,8 +26,7 @@ using SettingsOf = Settings<typename Value<V>::Scalar>;
 
 // ---- The losses --------------------------------------------------------------------------------------------------
 // Each has, of the smoothed target y, pos_weight p and weight w:
-//   target(y)    the target that the formula takes
-//   weight(w)    the weight of the element's terms, from which their TermWeights are made
+//   weight(w)    the weight of the element's terms, from which their TermWeights are made; infinite: as there
 //   Factors      what the value and the derivatives share beside the Logit. (If it held the Logit too, GCC would keep
 //                both in memory: the focal loss takes 45 % longer with AVX2.)
 //   value, and the derivatives by_logit (times factor), by_target, by_pos_weight; by weight it is the value for w = 1
@@ -36,11 +35,7 @@ struct Bce {
   template <class V>
   struct Factors {};
   template <class V>
-  FL_FN V target(V y) {
-    return y;
-  }
-  template <class V>
-  FL_FN V weight(V w, V, const SettingsOf<V>&) {
+  FL_FN V weight(V w, V, const SettingsOf<V>&, bool) {
     return w;
   }
   template <class V>
@@ -57,12 +52,12 @@ struct Bce {
     return grad_logit(of, terms, factor);
   }
   template <class V>
-  FL_FN V by_target(const Logit<V>& of, const Factors<V>&, V, V p, V w, const SettingsOf<V>&) {
-    return grad_target(of, p, w);
+  FL_FN V by_target(const Logit<V>& of, const Factors<V>&, V, V p, V w, const SettingsOf<V>&, bool infinite) {
+    return grad_target(of, p, w, infinite);
   }
   template <class V>
-  FL_FN V by_pos_weight(const Logit<V>& of, const Factors<V>&, V y, V w, const SettingsOf<V>&) {
-    return grad_pos_weight(of, y, w);
+  FL_FN V by_pos_weight(const Logit<V>& of, const Factors<V>&, V y, V w, const SettingsOf<V>&, bool infinite) {
+    return grad_pos_weight(of, y, w, infinite);
   }
 };
 
@@ -70,12 +65,9 @@ struct FocalLoss {
   template <class V>
   using Factors = Focal<V>;
   template <class V>
-  FL_FN V target(V y) {
-    return focal_target(y);
-  }
-  template <class V>
-  FL_FN V weight(V w, V y, const SettingsOf<V>& settings) {
-    return w * focal_alpha(y, settings.focal);
+  FL_FN V weight(V w, V y, const SettingsOf<V>& settings, bool infinite) {
+    const V alpha = focal_alpha(y, settings.focal);
+    return infinite ? product(w, alpha) : w * alpha;
   }
   template <class V>
   FL_FN Factors<V> factors(const Logit<V>& of, V y, const SettingsOf<V>& settings) {
@@ -91,12 +83,14 @@ struct FocalLoss {
     return focal_grad_logit(of, terms, factors, y, splat<V>(settings.focal.gamma), factor);
   }
   template <class V>
-  FL_FN V by_target(const Logit<V>& of, const Factors<V>& factors, V y, V p, V w, const SettingsOf<V>& settings) {
-    return focal_grad_target(of, factors, y, p, w, settings.focal);
+  FL_FN V by_target(const Logit<V>& of, const Factors<V>& factors, V y, V p, V w, const SettingsOf<V>& settings,
+                    bool infinite) {
+    return focal_grad_target(of, factors, y, p, w, settings.focal, infinite);
   }
   template <class V>
-  FL_FN V by_pos_weight(const Logit<V>& of, const Factors<V>& factors, V y, V w, const SettingsOf<V>& settings) {
-    return add_term(factors.power, grad_pos_weight(of, y, weight(w, y, settings)), splat<V>(0));
+  FL_FN V by_pos_weight(const Logit<V>& of, const Factors<V>& factors, V y, V w, const SettingsOf<V>& settings,
+                        bool infinite) {
+    return add_term(factors.power, grad_pos_weight(of, y, weight(w, y, settings, infinite), infinite), splat<V>(0));
   }
 };
 
@@ -116,7 +110,10 @@ static auto with_loss(Loss loss, F f) {
 // Access has the inputs z(), y(), p(), w(), mask() and factor(), by which a derivative is multiplied, each asked for
 // only where the output needs it, and takes out(value), the elementwise result, and term(value), which is summed.
 // L is a loss's struct; plain: as is_plain in problem.h, which only Bce can be. Masked and ignored elements give 0.
-template <Output kOutput, class L, class V, class Access>
+// kInfinite: some weight may be infinite, see TermWeights. Kernels ask for that where a loss is not finite or, without losses,
+// a derivative is NaN: whatever infinite weights make wrong is so. Asking the weights themselves, while they are needed, would
+// take a tenth more time.
+template <Output kOutput, class L, bool kInfinite, class V, class Access>
 FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings, bool plain) {
   const V zero = splat<V>(0);
   V y = at.y(), p = splat<V>(1), w = p;
@@ -128,8 +125,8 @@ FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings, bool plain)
     p = at.p();
     if constexpr (kOutput != Output::kGradWeight) w = at.w();
     kept = (y != splat<V>(settings.ignore_index)) & (at.mask() != zero);
-    y = L::target(smooth(y, settings.smoothing));
-    terms = term_weights(y, p, L::weight(w, y, settings));
+    y = smooth(y, settings.smoothing);
+    terms = term_weights(y, p, L::weight(w, y, settings, kInfinite), kInfinite);
   }
   if constexpr (kOutput == Output::kCount) {
     at.term(select(kept, splat<V>(1), zero));
@@ -147,11 +144,11 @@ FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings, bool plain)
     const V factor = at.factor();
     V value;
     if constexpr (kOutput == Output::kGradTarget) {
-      value = L::by_target(of, factors, y, p, w, settings) * splat<V>(1 - settings.smoothing) * factor;
+      value = L::by_target(of, factors, y, p, w, settings, kInfinite) * splat<V>(1 - settings.smoothing) * factor;
     } else if constexpr (kOutput == Output::kGradWeight) {
       value = L::value(of, factors, terms) * factor;
     } else if constexpr (kOutput == Output::kGradPosWeight) {
-      value = L::by_pos_weight(of, factors, y, w, settings) * factor;
+      value = L::by_pos_weight(of, factors, y, w, settings, kInfinite) * factor;
     } else {
       value = L::by_logit(of, factors, terms, y, factor, settings);
     }

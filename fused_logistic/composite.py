@@ -82,8 +82,20 @@ def smoothed_target(
     return smoothed(y, options.label_smoothing), there
 
 
+def _weight(a: Tensor, b: Tensor) -> Tensor:
+    """a * b, but 0 where one is 0 and the other infinite.
+
+    There the largest number stands for the infinite one, which the derivative by the other is then, not infinity.
+    """
+    most = torch.finfo(a.dtype).max
+    return torch.where(b == 0, a.clamp(-most, most), a) * torch.where(a == 0, b.clamp(-most, most), b)
+
+
 class _Terms:
-    """The operands in the type of the arithmetic, with label smoothing and what is left out worked in."""
+    """The operands in the type of the arithmetic, with label smoothing and what is left out worked in.
+
+    ``positive`` and ``negative`` are the weights of the two terms without that of the sample, ``a`` and ``b`` with it.
+    """
 
     def __init__(
         self,
@@ -99,17 +111,20 @@ class _Terms:
         self.kept = kept(target, mask, options.ignore_index)
         self.device = logits.device
         z, y = logits.to(self.dtype), target.to(self.dtype)
+        p = None if pos_weight is None else pos_weight.to(self.dtype)
+        w = None if weight is None else weight.to(self.dtype)
         if self.kept is not None:
-            z = torch.where(self.kept, z, 0)  # what is left out must not leak, NaN included
-            if options.gamma is not None:
-                y = torch.where(self.kept, y, 0)
+            # What is left out must not leak, NaN and infinities included: 0 times NaN is NaN, in every derivative
+            z, y = torch.where(self.kept, z, 0), torch.where(self.kept, y, 0)
+            p = None if p is None else torch.where(self.kept, p, 1)
+            w = None if w is None else torch.where(self.kept, w, 1)
         if isinstance(options.label_smoothing, Tensor) or options.label_smoothing != 0:
             y = smoothed(y, options.label_smoothing)
-        self.z, self.y = z, y
-        self.p = None if pos_weight is None else pos_weight.to(self.dtype)
-        self.w = None if weight is None else weight.to(self.dtype)
-        self.positive = y if self.p is None else self.p * y
+        self.z, self.y, self.p, self.w = z, y, p, w
+        self.positive = y if p is None else _weight(p, y)
         self.negative = 1 - y
+        self.a = self.positive if w is None else _weight(w, self.positive)
+        self.b = self.negative if w is None else _weight(w, self.negative)
 
     def constant(self, value: float | Tensor) -> Tensor:
         return like(self.z, value)
@@ -129,11 +144,21 @@ class _Terms:
         positive, negative = self.positive, self.negative
         return positive * self.softplus_minus(positive) + negative * self.softplus(negative)
 
+    def loss(self) -> Tensor:
+        return self.a * self.softplus_minus(self.a) + self.b * self.softplus(self.b)
+
+    def by_logits(self) -> Tensor:
+        return self.b * torch.sigmoid(self.z) - self.a * torch.sigmoid(-self.z)
+
     def weighted(self, value: Tensor) -> Tensor:
-        return value if self.w is None else self.w * value
+        return value if self.w is None else _weight(self.w, value)
 
     def keep(self, value: Tensor) -> Tensor:
         return value if self.kept is None else torch.where(self.kept, value, 0)
+
+    def times(self, value: Tensor, factor: Tensor) -> Tensor:
+        """value * factor where elements are kept, whatever factor is elsewhere."""
+        return self.keep(value) * self.keep(factor.to(value.dtype))
 
 
 class _FocalTerms:
@@ -146,12 +171,11 @@ class _FocalTerms:
     def __init__(self, terms: _Terms, gamma: float | Tensor, alpha: float | Tensor | None) -> None:
         self.terms, self.gamma = terms, terms.constant(gamma)
         alpha, alpha_opposite = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
-        self.alpha, self.alpha_opposite = terms.constant(alpha), terms.constant(alpha_opposite)
+        self.alpha_opposite = terms.constant(alpha_opposite)
         self.alpha_slope = terms.constant(alpha - alpha_opposite)
         is_double = terms.dtype == torch.float64
         largest, exponent = (2.0**1023, 700) if is_double else (2.0**127, 80)
-        z = terms.z.clamp(-largest, largest)  # no inf * 0 in what follows
-        y = torch.where(terms.y * (1 - terms.y) < 0, math.nan, terms.y)
+        z, y = terms.z.clamp(-largest, largest), terms.y  # no inf * 0 in what follows
         self.y, self.is_negative = y, z < 0
         self.m = torch.where(self.is_negative, -z, z)
         self.e = torch.exp(-self.m)
@@ -160,14 +184,17 @@ class _FocalTerms:
         self.hard = c == 0
         self.grown = torch.exp(torch.where(self.hard, self.m.clamp_max(exponent), 0))
         self.u_over_e = rest + c * self.grown
-        self.u = torch.where(self.hard, 1, c + rest * self.e)
-        log_u = torch.where(self.hard, torch.log(self.u_over_e) - self.m, torch.log(self.u))
-        self.power = torch.exp(self.gamma * (log_u - torch.log1p(self.e)))  # q^gamma
+        u = torch.where(self.hard, 1, c + rest * self.e)
+        # 0 where y is outside of [0, 1]: added, so that the derivatives of u stay
+        self.u = u + torch.where(u == 0, 2.0**-500 if is_double else 2.0**-60, 0)
+        log_u = torch.where(self.hard, torch.log(self.u_over_e) - self.m, torch.log(self.u.abs()))
+        sign = torch.where((self.u < 0) & (torch.remainder(self.gamma, 2) == 1), -1, 1)
+        self.power = torch.exp(self.gamma * (log_u - torch.log1p(self.e))) * sign  # q^gamma
 
     def weigh(self, value: Tensor) -> Tensor:
         """The value times q^gamma and alpha_t."""
-        alpha_t = self.alpha * self.y + self.alpha_opposite * (1 - self.y)
-        return _product(self.power, alpha_t * value)
+        alpha_t = self.alpha_opposite + self.alpha_slope * self.y
+        return _product(self.power, _product(alpha_t, value))
 
     def slope_logits(self) -> Tensor:
         """gamma d log q / dz."""
@@ -214,7 +241,7 @@ def bce(
     *options: Any,
 ) -> Tensor:
     terms, focal = _terms(logits, target, weight, pos_weight, mask, Options(*options))
-    loss = terms.weighted(terms.unweighted_loss())
+    loss = terms.loss()
     if focal is not None:
         loss = focal.weigh(loss)
     loss = terms.keep(loss)
@@ -240,10 +267,9 @@ def bce_backward(
     given = Options(*options)
     terms, focal = _terms(logits, target, weight, pos_weight, mask, given)
     if wrt == ops.LOGITS:
-        result = terms.negative * torch.sigmoid(terms.z) - terms.positive * torch.sigmoid(-terms.z)
+        result = terms.by_logits()
         if focal is not None:
-            result = focal.weigh(result + _product(focal.slope_logits(), terms.unweighted_loss()))
-        result = terms.weighted(result)
+            result = focal.weigh(result + _product(focal.slope_logits(), terms.loss()))
     elif wrt == ops.TARGET:
         one = torch.ones_like(terms.z)
         if terms.p is None:
@@ -261,12 +287,11 @@ def bce_backward(
         if focal is not None:
             result = focal.weigh(result)
     else:
-        result = terms.y * terms.softplus_minus(terms.y)
+        coefficient = terms.weighted(terms.y)
+        result = coefficient * terms.softplus_minus(coefficient)
         if focal is not None:
             result = focal.weigh(result)
-        result = terms.weighted(result)
-    # kept twice: neither NaN in what is left out nor an infinite grad_output may reach a derivative
-    result = terms.keep(terms.keep(result) * grad_output.to(result.dtype))
+    result = terms.times(result, grad_output)
     if reduction == ops.MEAN:
         # where nothing is left, every element is 0 and stays it
         result = result / (logits.numel() if count is None else count.to(result.dtype).clamp_min(1))

@@ -15,8 +15,8 @@ follows from ``-(p y log sigma + (1 - y) log(1 - sigma))`` with ``log sigma(z) =
 ``1 - sigma(z) = sigma(-z)``. Everything else is a derivative of that line by ``softplus'(z) = sigma(z)`` and
 ``sigma'(z) = sigma(z) sigma(-z)``; ``docs/derivation.md`` has each step.
 
-A term whose coefficient is 0 contributes 0 even where its other factor is infinite (``z = inf, y = 1`` has loss 0).
-NaN in gives NaN out.
+A term whose coefficient is 0 contributes 0 even where its other factor is infinite (``z = inf, y = 1`` has loss 0), and
+0 times an infinite weight is 0 (``y = 0, p = inf``). NaN in gives NaN out.
 
 Shapes and dtypes, for all functions: the arguments broadcast against each other and the result has the broadcast shape;
 nothing is reduced. The result has the dtype that PyTorch's promotion gives; float64 and float32 are meant, and float64
@@ -131,9 +131,11 @@ def sigmoid_pair(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(coefficient: Tensor, value: Tensor) -> Tensor:
-    """coefficient * value, but 0 where the coefficient is 0 and the value infinite; NaN stays NaN."""
-    suppressed = (coefficient == 0) & torch.isinf(value)
-    return coefficient * torch.where(suppressed, torch.zeros_like(value), value)
+    """coefficient * value, but 0 where one of them is 0 and the other infinite; NaN stays NaN."""
+    coefficient, value = torch.broadcast_tensors(coefficient, value)
+    suppressed = ((coefficient == 0) & torch.isinf(value)) | ((value == 0) & torch.isinf(coefficient))
+    zero = torch.zeros_like(value)
+    return torch.where(suppressed, 0, coefficient) * torch.where(suppressed, zero, value)
 
 
 def _terms(
@@ -148,7 +150,7 @@ def _terms(
         y = y * (1.0 - label_smoothing) + 0.5 * label_smoothing
     w = one if weight is None else weight
     p = one if pos_weight is None else pos_weight
-    return y, w, p, p * y
+    return y, w, p, _scaled(p, y)
 
 
 def loss(
@@ -177,7 +179,7 @@ def grad_logits(
     """dL/dz = w ((1 - y) sigma(z) - p y sigma(-z)), elementwise; for p = 1 that is w (sigma(z) - y)."""
     y, w, p, a = _terms(logits, target, weight, pos_weight, label_smoothing)
     positive, negative = sigmoid_pair(logits)
-    return w * ((1.0 - y) * positive - a * negative)
+    return _scaled(w, _scaled(1.0 - y, positive) - _scaled(a, negative))
 
 
 def second_derivative(
@@ -190,7 +192,7 @@ def second_derivative(
     """d2L/dz2 = w (p y + 1 - y) sigma(z) sigma(-z), elementwise."""
     y, w, p, a = _terms(logits, target, weight, pos_weight, label_smoothing)
     positive, negative = sigmoid_pair(logits)
-    return w * (a + (1.0 - y)) * positive * negative
+    return _scaled(w, a + (1.0 - y)) * positive * negative
 
 
 def grad_target(
@@ -238,15 +240,19 @@ def sigmoid_focal_loss(logits: Tensor, target: Tensor, alpha: float | None = 0.2
     With CE = y softplus(-z) + (1 - y) softplus(z), p_t = y sigma(z) + (1 - y) sigma(-z) and
     alpha_t = alpha y + (1 - alpha)(1 - y), or 1 where ``alpha`` is None or negative. The definition of Lin, Goyal,
     Girshick, He and Dollár, "Focal loss for dense object detection" (2017), section 3, with the class probabilities
-    mixed where the target is soft. ``1 - p_t`` is written as y sigma(-z) + (1 - y) sigma(z), which keeps its digits
-    where p_t is almost 1.
+    mixed where the target is soft. Where it is outside of [0, 1] and p_t above 1, |1 - p_t|^gamma stands for the power,
+    negative where gamma is odd. ``1 - p_t`` is written as y sigma(-z) + (1 - y) sigma(z), which keeps its digits where
+    p_t is almost 1.
     """
     z = logits.double()
     y = target.double()
     positive, negative = sigmoid_pair(z)
     one_minus_p_t = y * negative + (1.0 - y) * positive
     cross_entropy = loss(z, y)
-    focal = _scaled(one_minus_p_t**gamma, cross_entropy)
+    power = one_minus_p_t.abs() ** gamma
+    if gamma % 2 == 1:
+        power = torch.where(one_minus_p_t < 0, -power, power)
+    focal = _scaled(power, cross_entropy)
     if alpha is None or alpha < 0:
         return focal
     return _scaled(alpha * y + (1.0 - alpha) * (1.0 - y), focal)

@@ -248,6 +248,35 @@ def test_focal(kernels, dtype, output):
         )
 
 
+@pytest.mark.parametrize("output", [output for output in Output if output != Output.Count], ids=name)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)
+def test_focal_targets_outside(kernels, dtype, output):
+    """Negative q, q above 1 and q of 0, to an odd, an even and a broken power."""
+    for turn, (gamma, alpha) in enumerate([(1.0, 0.25), (2.0, None), (3.0, None), (0.5, 0.9)]):
+        logits, target = make_logits((30, 35), dtype, turn), 4 * torch.rand(30, 35).to(dtype) - 1.5
+        logits[1], target[1] = np.log(2) + torch.arange(35) * torch.finfo(dtype).eps / 4 - 3e-7, 2
+        target[2], target[3] = 1e3, -1e6
+        weights = {"weight": make_weight("scalar", dtype), "pos_weight": make_weight("scalar", dtype)}
+        options = {"gamma": gamma, "alpha": alpha, **(weights if output >= Output.GradWeight else {})}
+        compare(kernels, output, logits, target, **options)
+
+
+@pytest.mark.parametrize("output", [output for output in Output if output != Output.Count], ids=name)
+@pytest.mark.parametrize("gamma", [None, 2.0], ids=["bce", "focal"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)
+def test_infinite_weights(kernels, dtype, gamma, output):
+    logits, target = make_logits((28, 36), dtype), make_target((28, 36), dtype)
+    logits[0, :2] = torch.tensor([np.inf, -np.inf])
+    finite = [1.5, 1, 1, 1, 1, 1, 1, 1]
+    pos_weight = torch.tensor([np.inf, 0, *finite, np.inf, 0.5] * 3, dtype=dtype)
+    weight = torch.tensor([np.inf, 0, 1, 1, 0, 2, 1] * 4, dtype=dtype).reshape(28, 1)
+    options = {"weight": weight, "pos_weight": pos_weight, "gamma": gamma, "alpha": gamma and 1.0}
+    if output in SUMS:  # else a sum of infinities
+        target[:, pos_weight == np.inf] = 0
+        options["mask"] = (weight != np.inf).expand(28, 36)
+    compare(kernels, output, logits, target, **options)
+
+
 def test_empty_mean_is_nan(kernels):
     empty = torch.empty(0, 3)
     assert run(kernels, Output.LossSum, empty, empty, mean=False).sum.item() == 0

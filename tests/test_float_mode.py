@@ -93,7 +93,7 @@ def test_means(dtype, mode, isa):
         logits = torch.full((n,), z, dtype=dtype)
         tensors, mask = (logits, torch.zeros(n, dtype=dtype), None, None), torch.arange(n) % 2 == 0
 
-        def compute(tensors=tensors, mask=mask):
+        def compute(logits=logits, tensors=tensors, mask=mask):
             found = []
             for given in (None, mask):
                 found.append(ops.bce(*loss_arguments(*tensors, given, ops.MEAN)))

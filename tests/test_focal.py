@@ -113,6 +113,63 @@ def test_all_options_of_the_op(reduction):
     assert gradgradcheck(masked, (inputs[0], *inputs[2:]))
 
 
+OUTSIDE = [-0.5, -1e-7, 1 + 2**-40, 1.5, 2.0, 30.0]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.0, 0.5, 2.7])
+def test_targets_outside_of_the_unit_interval(gamma):
+    """By the kernels, autograd twice, transforms; as torchvision's formula, of |q| for a broken power."""
+    z = torch.linspace(-20, 20, 40, dtype=torch.double).repeat(len(OUTSIDE)).requires_grad_()
+    y = torch.tensor(OUTSIDE, dtype=torch.double).repeat_interleave(40).requires_grad_()
+    q = (y * torch.sigmoid(-z) + (1 - y) * torch.sigmoid(z)).detach()
+    clear = q.abs() > 1e-3  # else q is what rounding left of two numbers that cancel
+    z, y = z.detach()[clear].requires_grad_(), y.detach()[clear].requires_grad_()
+    ours = lambda z, y: fl.sigmoid_focal_loss(z, y, 0.3, gamma)  # noqa: E731
+    theirs = torchvisions if gamma % 1 == 0 else reference.sigmoid_focal_loss
+    exact = lambda z, y: theirs(z, y, 0.3, gamma)  # noqa: E731
+    results = []
+    for f in (ours, exact):
+        first = torch.autograd.grad(f(z, y).sum(), (z, y), create_graph=True)
+        second = torch.autograd.grad(first[0].sum() + (first[1] ** 2).sum(), (z, y))
+        func = torch.func.grad(lambda z, y, f=f: f(z, y).sum(), (0, 1))(z.detach(), y.detach())
+        tangent = torch.func.jvp(f, (z.detach(), y.detach()), (z.detach().cos(), y.detach().sin()))[1]
+        each = torch.func.vmap(torch.func.hessian(f, 0))(z.detach()[::9], y.detach()[::9])
+        results.append([f(z, y), *first, *second, *func, tangent, each])
+    plain = torch.autograd.grad(ours(z, y).sum(), (z, y))
+    torch.testing.assert_close(plain, tuple(results[1][1:3]), rtol=1e-7, atol=1e-9)
+    for i, (a, b) in enumerate(zip(*results, strict=True)):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=lambda text, i=i: f"{i}: {text}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_derivatives_where_q_is_0(dtype):
+    """Of gamma 1 and 2 to the second order: those of q times the loss, and of its square."""
+    z, y = torch.tensor([0.0], dtype=dtype), torch.tensor([2.0], dtype=dtype)
+    z += math.log(2)  # fp32 and fp64 have e = 1/2 there or next to it
+    for gamma in (1.0, 2.0):
+        results = []
+        for f in (lambda z, g=gamma: fl.sigmoid_focal_loss(z, y, -1, g), lambda z, g=gamma: torchvisions(z, y, -1, g)):
+            leaf = z.clone().requires_grad_()
+            (first,) = torch.autograd.grad(f(leaf).sum(), leaf, create_graph=True)
+            (second,) = torch.autograd.grad(first.sum(), leaf)
+            func = torch.func.grad(lambda z, f=f: f(z).sum())
+            results.append([first, second, func(z), torch.func.grad(lambda z, func=func: func(z).sum())(z)])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_mask_that_overshoots_by_one_ulp():
+    """Bilinear weights may add up to 1 + 1 ulp: such a batch has the loss of its labels."""
+    label = torch.nextafter(torch.ones(50), torch.tensor(2.0)).requires_grad_()
+    z = torch.randn(50, requires_grad=True)
+    results = [fl.sigmoid_focal_loss(z, t, reduction="mean") for t in (label, torch.ones(50))]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, z)[0] for loss in results))
+    assert (
+        torch.autograd.grad(results[0].clone() * 0 + fl.sigmoid_focal_loss(z, label).sum(), label)[0].isfinite().all()
+    )
+
+
 def test_forward_ad_and_vmap_and_compositions():
     logits, target = problem()
     loss = lambda f: lambda z, y: f(z, y, 0.25, 1.5).sum()  # noqa: E731

@@ -81,15 +81,16 @@ def test_every_16_bit_logit(dtype, isa):
             assert ((got.double() - want).abs() / ulp)[finite].max() <= 1
 
 
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("targets", ["hard", "soft", "outside"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_same_bits_on_every_isa(dtype, soft, isa):
+def test_same_bits_on_every_isa(dtype, targets, isa):
     """By every output, with every option."""
     n = 20_003
     scale = torch.tensor([0.01, 1, 5, 30, 80, 200])[torch.randint(0, 6, (n,))]
     logits = (torch.randn(n) * scale).to(dtype)
     logits[:8] = torch.tensor([0, -0.0, math.inf, -math.inf, math.nan, 1e-40, -104, 88.5])
-    target = (torch.rand(n) if soft else torch.randint(0, 2, (n,))).to(dtype)
+    soft = torch.rand(n)
+    target = {"hard": soft.round(), "soft": soft, "outside": 4 * soft - 1.5}[targets].to(dtype)
     target[9::31] = -100
     tensors = (logits, target, torch.rand(n, dtype=torch.double), 2 * torch.rand(1), torch.rand(n) < 0.9)
     one = torch.ones((), dtype=dtype)
@@ -97,7 +98,7 @@ def test_same_bits_on_every_isa(dtype, soft, isa):
     def run():
         found = []
         for tensors_, options in ((tensors, (0.1, -100)), ((logits, target, None, None, None), (0.0, None))):
-            for gamma, alpha in ((2.0, 0.25), (0.3, None)):
+            for gamma, alpha in ((2.0, 0.25), (0.3, None), (3.0, 0.6)):
                 for reduction in (ops.NONE, ops.MEAN):
                     found.append(ops.bce(*loss_arguments(*tensors_, reduction, *options, torch.double, gamma, alpha)))
                 found += ops.bce_with_grad(*loss_arguments(*tensors_, ops.SUM, *options, torch.double, gamma, alpha))
@@ -110,6 +111,107 @@ def test_same_bits_on_every_isa(dtype, soft, isa):
     _C.set_isa("baseline")
     for ours, baseline in zip(got, run(), strict=True):
         assert same_bits(ours, baseline)
+
+
+# ---- Targets outside of [0, 1] ---------------------------------------------------------------------------------------
+
+OUTSIDE = [-1e3, -0.5, -1e-7, 1 + 2**-23, 1.5, 2, 1000.3]
+
+
+def exact_outside(z, y, gamma):
+    """The loss, its derivatives by z and y, and for each of the three the error that one ulp in all terms can make."""
+    with mpmath.workdps(50):
+        z, y, gamma = (mpmath.mpf(float(v)) for v in (z, y, gamma))
+        positive, negative = 1 / (1 + mpmath.exp(-z)), 1 / (1 + mpmath.exp(z))
+        sizes = abs(y) * negative + abs(1 - y) * positive
+        q = y * negative + (1 - y) * positive
+        terms = y * mpmath.log1p(mpmath.exp(-z)), (1 - y) * mpmath.log1p(mpmath.exp(z))
+        loss, loss_size = sum(terms), sum(map(abs, terms))
+        sign = -1 if q < 0 and gamma % 2 == 1 else 1
+        power = sign * abs(q) ** gamma
+        by_z, by_y = (1 - 2 * y) * positive * negative, negative - positive
+        values = (
+            power * loss,
+            power * ((1 - y) * positive - y * negative + gamma * by_z / q * loss),
+            power * (-z + gamma * by_y / q * loss),
+        )
+        amplified = abs(power) * (1 + (1 + gamma) * sizes / abs(q))  # by the cancellation in q
+        scales = (
+            amplified * loss_size,
+            amplified * (sizes + abs(gamma * by_z / q) * loss_size),
+            amplified * (abs(z) + gamma / abs(q) * loss_size),
+        )
+        return values, scales, abs(q) / sizes, abs(power)
+
+
+@pytest.mark.parametrize("target", OUTSIDE, ids=str)
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.0, 0.5, 2.7], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_targets_outside(dtype, gamma, target):
+    """torchvision's formula, whose q is negative or above 1 there; to a whole power, or else |q| to it."""
+    info, one = torch.finfo(dtype), torch.ones((), dtype=dtype)
+    root = math.log(abs(1 - 1 / target))  # where q is 0, if anywhere
+    z = torch.cat([torch.linspace(-90, 90, 181), torch.linspace(-3, 3, 61), root + torch.linspace(-0.1, 0.1, 21)])
+    z = z.to(dtype)
+    y = torch.full_like(z, target)
+    by_y = ops.bce_backward(one, *grad_arguments(z, y, reduction=ops.NONE, wrt=ops.TARGET, gamma=gamma))
+    found = (*elements(z, y, gamma), by_y)
+    assert all(t.isfinite().all() for t in found)
+    for i, value in enumerate(z):
+        exact, scales, remains, power = exact_outside(value, y[0], gamma)
+        if remains < 100 * info.eps or (power < info.tiny and power > 0):
+            continue
+        for got, want, scale in zip(found, exact, scales, strict=True):
+            limit = 4 * (1 + gamma) * info.eps * scale + 4 * info.tiny * info.eps
+            assert abs(got[i].item() - want) <= limit, (value.item(), got[i].item(), float(want), float(scale))
+
+
+def test_16_bit_targets_outside(isa):
+    """Computed in fp32, rounded once."""
+    z = torch.linspace(-20, 20, 1001)
+    for dtype in (torch.bfloat16, torch.float16):
+        for y in (-0.5, 1.5, 2.0):
+            half = z.to(dtype)
+            wide, target = half.float(), torch.full_like(half, y)
+            for a, b in zip(elements(half, target, 3.0), elements(wide, target.float(), 3.0), strict=True):
+                assert same_bits(a, b.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_where_q_is_0(dtype, isa):
+    """The loss is all but 0 there, and so is its gradient for gamma 2; for gamma 1 that is q' times the plain loss."""
+    z = torch.tensor(math.log(2), dtype=dtype) + torch.arange(-8, 9, dtype=dtype) * torch.finfo(dtype).eps / 2
+    y = torch.full_like(z, 2)
+    plain = elements(z, y, 0.0)[0]
+    for gamma, wanted in (
+        (1.0, -3 * 2 / 9 * plain),
+        (2.0, torch.zeros_like(z)),
+        (0.0, None),
+        (0.5, None),
+        (40.0, None),
+    ):
+        loss, grad = elements(z, y, gamma)
+        assert loss.isfinite().all() and grad.isfinite().all()
+        if wanted is not None:
+            torch.testing.assert_close(grad, wanted, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(loss, torch.zeros_like(z), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.0, 7.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_no_target_makes_nan(dtype, gamma, isa):
+    """Up to 1e18; a |q| above 2^62 counts as that, and what overflows is infinite."""
+    z = torch.tensor([-1000.0, -90, -1, 0, 0.5, 40, 1000, math.inf, -math.inf], dtype=dtype)
+    for y in (-1e18, -1e9, -1e4, 1e4, 1e9, 1e18):
+        loss, grad = elements(z, torch.full_like(z, y), gamma)
+        assert not loss.isnan().any() and not grad.isnan().any()
+    y = torch.full((2,), 1e4, dtype=dtype)  # q is 1e4 where the logit is negative
+    want = {torch.float32: 1e4**gamma * 9e5, torch.float64: 1e4**gamma * 9e5}[dtype]
+    loss, _ = elements(torch.full((2,), -90, dtype=dtype), y, gamma)
+    assert loss[0].item() == pytest.approx(want, rel=1e-5)
+
+
+# ---- Special values --------------------------------------------------------------------------------------------------
 
 
 def test_gamma_0_is_the_plain_loss(isa):
@@ -126,7 +228,7 @@ def test_special_values(dtype, isa):
     table = [  # logit, target, loss, gradient; gamma = 2, no alpha
         (inf, 1, 0, 0), (-inf, 0, 0, 0), (inf, 0, inf, 1), (-inf, 1, inf, -1), (inf, 0.5, inf, 0.125),
         (0.0, 0, half, 0.125 + half), (-0.0, 0, half, 0.125 + half), (0.0, 1, half, -0.125 - half),
-        (nan, 0, nan, nan), (nan, 1, nan, nan), (0.0, nan, nan, nan), (1.0, 1.5, nan, nan), (1.0, -1, nan, nan),
+        (nan, 0, nan, nan), (nan, 1, nan, nan), (0.0, nan, nan, nan), (nan, 1.5, nan, nan), (nan, -1, nan, nan),
     ]  # fmt: skip
     z, y, loss, grad = (torch.tensor(column, dtype=dtype) for column in zip(*table, strict=True))
     for got, want in zip(elements(z, y, 2.0), (loss, grad), strict=True):

@@ -39,9 +39,9 @@ struct RowAccess {
   FL_METHOD void out(V value) const { store(row.out + i, value); }
   FL_METHOD void term(V value) const { store(row.summands + i, value); }
 };
-template <Output kOutput, class L, bool kPlain, class V, class C, class Z, class Y>
+template <Output kOutput, class L, bool kPlain, bool kInfinite, class V, class C, class Z, class Y>
 FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
-  evaluate<kOutput, L, V>(RowAccess<kOutput, V, C, Z, Y>{row, i}, row.settings, kPlain);
+  evaluate<kOutput, L, kInfinite, V>(RowAccess<kOutput, V, C, Z, Y>{row, i}, row.settings, kPlain);
 }
 
 // Asks for the lines that the next row will read and write: the hardware's own prefetching stops at each row's end,
@@ -58,13 +58,13 @@ FL_FN void prefetch_next_row(const Row<C, Z, Y>& row, int64_t i) {
 }
 
 // Always inlined: as a function of its own it would keep the row's fields in memory, a tenth slower.
-template <Output kOutput, class L, bool kPlain, class V, class C, class Z, class Y>
-FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
+template <Output kOutput, class L, bool kPlain, bool kInfinite, class V, class C, class Z, class Y>
+FL_FN void evaluate_row(const Row<C, Z, Y>& row, int64_t count) {
   constexpr int64_t w = width<V>;
   int64_t i = 0;
   for (; i + w <= count; i += w) {
     prefetch_next_row<kOutput, V>(row, i);
-    step<kOutput, L, kPlain, V>(row, i);
+    step<kOutput, L, kPlain, kInfinite, V>(row, i);
   }
   if (i == count) return;
   // The rest, padded to a whole value: the same code, elsewhere. Padding lanes are computed and dropped.
@@ -85,10 +85,55 @@ FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
   rest.target = target;
   rest.out = out;
   rest.summands = summands;
-  step<kOutput, L, kPlain, V>(rest, 0);
+  step<kOutput, L, kPlain, kInfinite, V>(rest, 0);
   if constexpr (has_elements(kOutput)) memcpy(row.out + i, out, n * sizeof(Z));
   if constexpr (has_sum(kOutput)) {
     memcpy(row.summands + i, summands, n * sizeof(C));
+  }
+}
+
+// Whether any is NaN, or infinities of both signs are among them.
+template <class C>
+FL_FN bool has_nan(const C* values, int64_t count) {
+  using V = typename Simd<C>::Vector;
+  constexpr int64_t w = width<V>;
+  V sums[8] = {};  // as many as hide an addition's latency
+  C rest = 0;
+  int64_t i = 0;
+  for (; i + 8 * w <= count; i += 8 * w) {
+    for (int64_t k = 0; k < 8; ++k) sums[k] = sums[k] + load(values + i + k * w);
+  }
+  for (; i < count; ++i) rest += values[i];
+  for (int64_t half = 4; half >= 1; half /= 2) {
+    for (int64_t k = 0; k < half; ++k) sums[k] = sums[k] + sums[k + half];
+  }
+  const V sum = sums[0] + splat<V>(rest);
+  return Value<V>::any(sum != sum);
+}
+
+// A function, and given a copy of the row, which would be kept in memory for its sake.
+template <Output kOutput, class L, class C>
+FL_CALLED void evaluate_row_again(const Row<C, C, C> row, int64_t count) {
+  evaluate_row<kOutput, L, /*kPlain=*/false, /*kInfinite=*/true, typename Simd<C>::Vector>(row, count);
+}
+
+// Always inlined, like evaluate_row.
+template <Output kOutput, class L, bool kPlain, class V, class C, class Z, class Y>
+FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
+  if constexpr (kPlain || kOutput == Output::kCount) {
+    evaluate_row<kOutput, L, kPlain, false, V>(row, count);
+  } else {
+    const C* logits = row.logits;
+    alignas(64) C copy[kLanes];
+    if (has_elements(kOutput) && row.out == logits) {  // a tile of a layer
+      memcpy(copy, logits, count * sizeof(C));
+      logits = copy;
+    }
+    evaluate_row<kOutput, L, kPlain, false, V>(row, count);
+    if (!has_nan(has_elements(kOutput) ? row.out : row.summands, count)) return;
+    Row<C, C, C> again = row;
+    again.logits = logits;
+    evaluate_row_again<kOutput, L>(again, count);
   }
 }
 
@@ -143,6 +188,11 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   row.summands = summands;
   row.scale = C(problem.scale);
   if constexpr (!kPlain) row.settings = settings_of<C>(problem.options);
+  // What is summed tells of infinite weights for nothing: a chunk whose sum is not finite is done again.
+  constexpr bool kAsked = has_sum(kOutput) && kOutput != Output::kCount && !kPlain;
+  const bool in_place = has_elements(kOutput) && problem.out == problem.logits.data;  // a tile of a layer
+  alignas(64) C saved[kAsked ? kChunk : 1];
+  bool again = false;
 
   for (int64_t chunk = first; chunk < last; ++chunk) {
     const int64_t chunk_begin = chunk * kChunk;
@@ -169,7 +219,18 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
         row.mask = mask.row(begin, count);
       }
       row.more = begin + count < problem.numel;
-      run_row<kOutput, L, kPlain, typename Simd<C>::Value>(row, count);
+      if constexpr (kAsked) {
+        C* const kept = saved + (begin - chunk_begin);
+        if (again && in_place) row.logits = kept;
+        if (!again && in_place) memcpy(kept, row.logits, count * sizeof(C));
+        if (again) {
+          evaluate_row_again<kOutput, L>(Row<C, C, C>(row), count);
+        } else {
+          evaluate_row<kOutput, L, kPlain, false, typename Simd<C>::Value>(row, count);
+        }
+      } else {
+        run_row<kOutput, L, kPlain, typename Simd<C>::Value>(row, count);
+      }
       if constexpr (has_sum(kOutput)) {
         if (begin == chunk_begin) {
           for (int64_t i = 0; i < count; ++i) lanes[i] = double(summands[i]) + 0.0;  // + 0.0: never -0.0
@@ -182,6 +243,10 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
       }
     }
     if constexpr (has_sum(kOutput)) partials[chunk] = fold(lanes, filled);
+    if constexpr (kAsked) {
+      again = !again && !(partials[chunk] - partials[chunk] == 0);
+      if (again) --chunk;
+    }
   }
 }
 

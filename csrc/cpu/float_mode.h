@@ -1,5 +1,5 @@
-// The floating point mode that "the same bits" rests on. It is a setting of each thread: torch.set_flush_denormal sets that
-// of its caller, a thread of a pool keeps what its creator had, and other libraries leave theirs behind.
+// The floating point mode that "the same bits" rests on. It is a setting of each thread: torch.set_flush_denormal sets
+// that of its caller, a thread of a pool keeps what its creator had, and other libraries leave theirs behind.
 #pragma once
 #include <stdint.h>
 #if defined(__SSE2__)
@@ -8,8 +8,8 @@
 
 namespace fused_logistic {
 
-// While it lives, this thread rounds to nearest and keeps subnormal numbers; then it does what it did before. Exceptions
-// that were raised stay so.
+// While it lives, this thread rounds to nearest and keeps subnormal numbers; then it does what it did before.
+// Exceptions that were raised stay so.
 class FloatMode {
  public:
   FloatMode() : before_(get()) {
@@ -46,8 +46,8 @@ class FloatMode {
   const Register before_;
 };
 
-// f() in that mode. What f computes with it reads from and writes to memory: to a compiler arithmetic does not depend on the
-// mode, and only memory keeps it between the two barriers.
+// f() in that mode. What f computes with it reads from and writes to memory: to a compiler arithmetic does not depend
+// on the mode, and only memory keeps it between the two barriers.
 template <class F>
 __attribute__((noinline)) void in_float_mode(const F& f) {
   const FloatMode mode;

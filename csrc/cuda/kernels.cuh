@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kLanes * sizeof(Z) / 16, 1) typed_kernel(const
       for (int k = 0; k < N; ++k) {
         factor[k] = takes_grad_output(kOutput) ? scale * factor[k] : scale;
         const ElementAccess<C> element = {z[k], y[k], C(1), C(1), C(1), factor[k], values[k], term[k]};
-        evaluate<kOutput, Bce, C>(element, Settings<C>{}, /*plain=*/true);
+        evaluate<kOutput, Bce, /*kInfinite=*/false, C>(element, Settings<C>{}, /*plain=*/true);
         if constexpr (has_sum(kOutput)) lanes[k] += k < count ? double(term[k]) : 0.0;
       }
     };
@@ -182,7 +182,11 @@ __global__ void __launch_bounds__(kLanes * sizeof(C) / 16, 1) general_kernel(con
       for (int k = 0; k < N; ++k) {
         factor[k] = takes_grad_output(kOutput) ? scale * factor[k] : scale;
         const ElementAccess<C> element = {z[k], y[k], p[k], w[k], kept[k], factor[k], values[k], term[k]};
-        evaluate<kOutput, L, C>(element, settings, plain);
+        evaluate<kOutput, L, /*kInfinite=*/false, C>(element, settings, plain);
+        if constexpr (kOutput != Output::kCount) {
+          const C result = has_elements(kOutput) ? values[k] : term[k];
+          if (result != result) evaluate<kOutput, L, /*kInfinite=*/true, C>(element, settings, plain);
+        }
         if constexpr (has_sum(kOutput)) lanes[k] += k < count ? double(term[k]) : 0.0;
       }
       if constexpr (has_elements(kOutput)) {

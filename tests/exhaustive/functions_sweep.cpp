@@ -42,6 +42,15 @@ void check_exp(T x, Report& report) {
 }
 
 template <class T>
+void check_log(T u, Report& report) {
+  using E = Exact<T>;
+  using Wide = typename E::Wide;
+  const fl::TwoParts<T> log = fl::log_unit(u);
+  const Wide error = (Wide)log.high + (Wide)log.low - E::log(u);
+  report.of[kLogUnit].update(double((error < 0 ? -error : error) * E::power(E::bits)), u);
+}
+
+template <class T>
 void check_unit(T e, Report& report) {
   using E = Exact<T>;
   using Wide = typename E::Wide;
@@ -49,10 +58,7 @@ void check_unit(T e, Report& report) {
   report.of[kLog1pUnit].update(ulps<T>(fl::log1p_unit(e), l), e);
   report.of[kLog1pRatio].update(ulps<T>(fl::log1p_ratio(e), e == 0 ? Wide(1) : l / wide), e);
   report.of[kSigmaMinus].update(ulps<T>(fl::sigma_minus(e), wide / (1 + wide)), e);
-  if (e == 0) return;
-  const fl::TwoParts<T> log = fl::log_unit(e);
-  const Wide error = (Wide)log.high + (Wide)log.low - E::log(wide);
-  report.of[kLogUnit].update(double((error < 0 ? -error : error) * E::power(E::bits)), e);
+  if (e > 0) check_log(e, report);
 }
 
 // ---- An element ----------------------------------------------------------------------------------------------------
@@ -144,9 +150,10 @@ void check_elements(long count, std::mt19937_64& random, Report& report) {
     check_element<T>(logit(), target(), T(uniform(0.1, 4)), T(uniform(0.1, 4)), report);
     constexpr double kGammas[] = {0, 0.5, 1, 2, 2.7, 5, 8};
     check_focal<T>(logit(), target(), kGammas[random() % 7], report);
-    const T x = T(-uniform(0, 80)), rest = T(uniform(-0.5, 0.5) * ldexp(double(x), -Exact<T>::bits));
+    const bool positive = random() % 2;
+    const T x = T(positive ? uniform(0, 80) : -uniform(0, 80)), rest = T(uniform(-0.5, 0.5) * ldexp(double(x), -Exact<T>::bits));
     const auto sum = (typename Exact<T>::Wide)x + rest;
-    report.of[kExpTwoParts].update(ulps<T>(fl::exp_two_parts(x, rest), Exact<T>::exp(sum)), x);
+    report.of[kExpTwoParts].update(ulps<T>(fl::exp_two_parts(x, rest, positive), Exact<T>::exp(sum)), x);
   }
 }
 
@@ -169,6 +176,7 @@ Report sweep_float(uint32_t stride, long count) {
     for (uint64_t bits = uint64_t(thread) * stride; bits <= 0x7f800000u; bits += uint64_t(kThreads) * stride) {
       check_exp(-fl::bit_cast<float>(uint32_t(bits)), report);
       if (bits <= 0x3f800000u) check_unit(fl::bit_cast<float>(uint32_t(bits)), report);
+      if (bits > 0x3f800000u && bits <= 0x5e800000u) check_log(fl::bit_cast<float>(uint32_t(bits)), report);  // to 2^62
     }
     std::mt19937_64 random(thread);
     check_elements<float>(count, random, report);
@@ -182,6 +190,7 @@ Report sweep_double(long count) {
       const double mantissa = 1 + ldexp(double(random() >> 12), -52);
       check_exp(-ldexp(mantissa, int(random() % 72) - 62), report);
       check_exp(-745 * (mantissa - 1), report);
+      check_log(ldexp(mantissa, int(random() % 62)), report);
       check_unit(ldexp(mantissa, -1 - int(random() % (i % 8 ? 4 : 1060))), report);
     }
     check_unit(1.0, report);
