@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from . import autograd, ops
+from .options import Options
+
+_NUMBERS: Any = (int, float, numbers.Real)  # numpy's are of the last; Dynamo takes the first two
 
 
 def option(op: str, name: str, value: Any) -> float | Tensor:
@@ -24,11 +28,13 @@ def option(op: str, name: str, value: Any) -> float | Tensor:
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{op}: expected {name} to be a real number or tensor, got {value.dtype}")
         return float(value) if _is_known(value) else value
-    if not isinstance(value, (int, float)):
+    if not isinstance(value, _NUMBERS):
         raise TypeError(f"{op}: expected {name} to be a number or a torch.Tensor, got {type(value).__name__}")
     if torch.compiler.is_compiling() and not _is_constant(value):
+        if name != "alpha" or value != -1:
+            Options()._replace(**{name: value}).check_ranges(op)  # which is not known of the tensor
         # one graph for all values: an op's number would be compiled in
-        return torch.ones((), dtype=torch.float64) * value
+        return torch.ones((), dtype=torch.float64, device="cpu") * value
     return float(value)
 
 
@@ -58,14 +64,17 @@ def _is_constant(value: float) -> bool:
     """In compiled code, whether it is one, and not an input that has been seen to change."""
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    return statically_known_true(value <= 1.7976931348623157e308)  # a name would be another input
+    # what is known of a constant, NaN included; a name instead of the number would be another input
+    return statically_known_true(value <= 0.0) or statically_known_true(value > 0.0) or value != value
 
 
 def beside(value: Any, logits: Any) -> Any:
     """A weight as torch takes it beside the logits: also a number, or one without dimensions that is on the CPU."""
+    if not isinstance(logits, Tensor):
+        return value  # refused later
     if isinstance(value, Tensor):
         return value.to(logits.device) if value.dim() == 0 and value.is_cpu and not logits.is_cpu else value
-    if isinstance(value, (int, float)) and isinstance(logits, Tensor):
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    if isinstance(value, _NUMBERS):
+        dtype = torch.float32 if logits.device.type == "mps" else torch.float64  # which the former has not
         return torch.ones((), dtype=dtype, device=logits.device) * value
     return value

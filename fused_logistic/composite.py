@@ -171,6 +171,9 @@ class _FocalTerms:
     def __init__(self, terms: _Terms, gamma: float | Tensor, alpha: float | Tensor | None) -> None:
         self.terms, self.gamma = terms, terms.constant(gamma)
         alpha, alpha_opposite = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
+        if isinstance(alpha, Tensor):  # -1: none, as where it is a number
+            is_none = alpha == -1
+            alpha, alpha_opposite = (torch.where(is_none, 1, value) for value in (alpha, alpha_opposite))
         self.alpha_opposite = terms.constant(alpha_opposite)
         self.alpha_slope = terms.constant(alpha - alpha_opposite)
         is_double = terms.dtype == torch.float64
@@ -321,7 +324,9 @@ def bce_with_grad(
 
 
 def linear_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
-    if linear_weight.dim() == 2:
+    if linear_weight.dim() == 2 or input.is_nested:
+        if linear_weight.dim() == 1:
+            return F.linear(input, linear_weight.unsqueeze(0), linear_bias).squeeze(-1)
         return F.linear(input, linear_weight, linear_bias)
     logits = input @ linear_weight
     return logits if linear_bias is None else logits + linear_bias.reshape(())

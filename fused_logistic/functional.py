@@ -188,10 +188,9 @@ def sigmoid_focal_loss(
             ignore_index=ignore_index,
             mask=mask,
         )
-    gamma = arguments.option(FOCAL, "gamma", gamma)
-    weighs = isinstance(alpha, Tensor) or alpha != -1
-    ignored = arguments.integer(FOCAL, "ignore_index", ignore_index)
-    options = Options(0.0, ignored, gamma, arguments.option(FOCAL, "alpha", alpha) if weighs else None)
+    gamma, alpha = arguments.option(FOCAL, "gamma", gamma), arguments.option(FOCAL, "alpha", alpha)
+    given_alpha = alpha if isinstance(alpha, Tensor) or alpha != -1 else None
+    options = Options(0.0, arguments.integer(FOCAL, "ignore_index", ignore_index), gamma, given_alpha)
     if torch.compiler.is_compiling():
         return autograd.loss(inputs, targets, None, None, mask, number_of(reduction), options, promotes=True)
     try:
@@ -200,8 +199,6 @@ def sigmoid_focal_loss(
         refusal = error
     try:
         check_reduction(FOCAL, reduction)
-        if not (isinstance(alpha, Tensor) or 0 <= alpha <= 1 or alpha == -1):
-            raise ValueError(f"{FOCAL}: expected alpha between 0 and 1, or -1 for none, got {alpha}")
         _refuse(FOCAL, {"inputs": inputs, "targets": targets}, {"mask": mask}, options)
         raise refusal
     finally:

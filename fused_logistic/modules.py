@@ -16,8 +16,13 @@ def _shown(module: torch.nn.Module, *described: str, **defaults: object) -> str:
     return ", ".join([*described, *(f"{name}={v!r}" for name, v in shown.items() if v != defaults[name])])
 
 
-def _buffer(value: Tensor | float | None) -> Tensor | None:
-    return value if value is None or isinstance(value, Tensor) else torch.tensor(float(value))
+def _set(module: torch.nn.Module, name: str, value: Tensor | float | None, persistent: bool = True) -> None:
+    """A tensor becomes a buffer; a number stays one, which no cast, no device and no initialisation changes."""
+    if value is None or isinstance(value, Tensor):
+        module.register_buffer(name, value, persistent=persistent)
+    else:
+        module._buffers.pop(name, None)
+        setattr(module, name, float(value))
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
@@ -26,12 +31,12 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
     Buffers and ``state_dict`` are torch's; the last two arguments are ours, keyword only.
 
     Args:
-        weight: a tensor that broadcasts to the shape of the logits, or a number (a buffer).
+        weight: a tensor that broadcasts to the shape of the logits (a buffer), or a number.
         size_average: deprecated, see ``reduction``.
         reduce: deprecated, see ``reduction``.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         pos_weight: the weight of positive examples, likewise (a buffer).
-        label_smoothing: in [0, 1]; moves the targets towards 1/2.
+        label_smoothing: in [0, 1]; moves the targets towards 1/2. (A Parameter is learnt, and in the ``state_dict``.)
         ignore_index: elements whose target has this value contribute nothing.
 
     Shape:
@@ -52,7 +57,9 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         label_smoothing: float | Tensor | None = None,
         ignore_index: int | None = None,
     ) -> None:
-        super().__init__(_buffer(weight), size_average, reduce, reduction, _buffer(pos_weight))
+        super().__init__(None, size_average, reduce, reduction)
+        _set(self, "weight", weight)
+        _set(self, "pos_weight", pos_weight)
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
 
@@ -88,7 +95,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
             is the layer's).
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         pos_weight: the weight of positive examples, likewise (a buffer).
-        label_smoothing: in [0, 1]; moves the targets towards 1/2.
+        label_smoothing: in [0, 1]; moves the targets towards 1/2. (A Parameter is learnt, and in the ``state_dict``.)
         ignore_index: elements whose target has this value contribute nothing.
         chunk_bytes: how many bytes a tile of the logits may take; None: 8 MiB on the CPU, else 32 MiB.
         device: of the parameters.
@@ -102,8 +109,8 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
     Raises, dtypes and formula: see :func:`fused_logistic.linear_binary_cross_entropy`.
     """
 
-    loss_weight: Tensor | None
-    pos_weight: Tensor | None
+    loss_weight: Tensor | float | None
+    pos_weight: Tensor | float | None
 
     def __init__(
         self,
@@ -121,8 +128,8 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, num_labels, bias, device, dtype)
-        self.register_buffer("loss_weight", _buffer(weight), persistent=False)
-        self.register_buffer("pos_weight", _buffer(pos_weight), persistent=False)
+        _set(self, "loss_weight", weight, persistent=False)
+        _set(self, "pos_weight", pos_weight, persistent=False)
         self.reduction = reduction
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index

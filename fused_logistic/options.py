@@ -39,13 +39,19 @@ class Options(NamedTuple):
         return not isinstance(self.label_smoothing, Tensor) and self.label_smoothing == 0
 
     def check(self, op: str) -> None:
+        """What is out of range, or has nothing to belong to."""
+        self.check_ranges(op)
+        if self.alpha is not None and self.gamma is None:
+            raise ValueError(f"{op}: expected gamma with alpha, got None")
+
+    def check_ranges(self, op: str) -> None:
         """What is out of range; of a tensor nobody knows."""
         if _is_out(self.label_smoothing, 1):
             raise ValueError(f"{op}: expected label_smoothing between 0 and 1, got {self.label_smoothing:g}")
         if _is_out(self.gamma, MAX_GAMMA):
             raise ValueError(f"{op}: expected gamma between 0 and {MAX_GAMMA:g}, got {self.gamma:g}")
-        if _is_out(self.alpha, 1) or (self.alpha is not None and self.gamma is None):
-            raise ValueError(f"{op}: expected alpha between 0 and 1, and gamma with it, got alpha {self.alpha:g}")
+        if _is_out(self.alpha, 1):
+            raise ValueError(f"{op}: expected alpha between 0 and 1, or -1 for none, got {self.alpha:g}")
 
     def check_of_layer(self, op: str) -> None:
         """The same, and what the layer does not have."""

@@ -1,5 +1,7 @@
 """Options as tensors: differentiated, per class, annealed in compiled code. Weights as numbers and as CPU scalars."""
 
+import copy
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -180,6 +182,55 @@ def test_weights_as_numbers(function, name):
     if "module" not in function:
         compiled = torch.compile(WEIGHTED[function], backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(**{name: 2.5}), loss(2.5))
+
+
+def test_a_number_of_a_module_stays_one():
+    """No cast, no device and no initialisation changes it; it is no part of the state_dict."""
+    with torch.device("meta"):
+        head = fl.LinearBCEWithLogitsLoss(5, 4, weight=0.1, pos_weight=1e5)
+    head = head.to_empty(device="cpu")
+    head.reset_parameters()
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        head.to(dtype)
+        assert (head.loss_weight, head.pos_weight) == (0.1, 1e5) and list(head.state_dict()) == ["weight", "bias"]
+        assert head(X.to(dtype), Y).isfinite()
+    criterion = fl.BCEWithLogitsLoss(0.1, pos_weight=301.0)
+    assert not criterion.state_dict() and "pos_weight=301.0" in repr(criterion)
+    assert criterion(Z, Y).equal(fl.binary_cross_entropy_with_logits(Z, Y, 0.1, pos_weight=301.0))
+    assert copy.deepcopy(criterion)(Z, Y).equal(criterion(Z, Y))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.7, float("inf"), float("nan")])
+def test_the_range_of_a_number_in_compiled_code(value):
+    """Of a constant, and of one that changes."""
+
+    def step(s):
+        return fl.binary_cross_entropy_with_logits(Z, Y, label_smoothing=s)
+
+    compiled = torch.compile(step, backend="aot_eager")
+    for s in (0.1, 0.2, 0.3):
+        compiled(s)
+    with pytest.raises((ValueError, RuntimeError), match="label_smoothing between 0 and 1"):
+        compiled(value)
+    with pytest.raises((ValueError, RuntimeError), match="label_smoothing between 0 and 1"):
+        torch.compile(lambda: step(value), backend="aot_eager")()
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_an_alpha_of_minus_1_is_none(requires_grad):
+    want = fl.sigmoid_focal_loss(Z, Y, alpha=-1)
+    got = fl.sigmoid_focal_loss(Z, Y, alpha=torch.tensor(-1.0, requires_grad=requires_grad))
+    torch.testing.assert_close(got, want)
+    per_class = fl.sigmoid_focal_loss(Z, Y, alpha=torch.tensor([-1.0, 0.3, -1.0, 0.3]))
+    torch.testing.assert_close(per_class[:, ::2], want[:, ::2])
+
+
+def test_numbers_of_numpy():
+    numpy = pytest.importorskip("numpy")
+    got = fl.sigmoid_focal_loss(Z, Y, alpha=numpy.float32(0.25), gamma=numpy.int64(2), ignore_index=numpy.int64(1))
+    assert got.equal(fl.sigmoid_focal_loss(Z, Y, alpha=0.25, gamma=2, ignore_index=1))
+    weight = numpy.float64(0.1)
+    assert fl.binary_cross_entropy_with_logits(Z, Y, weight).equal(fl.binary_cross_entropy_with_logits(Z, Y, 0.1))
 
 
 def test_a_cpu_scalar_beside_logits_elsewhere():

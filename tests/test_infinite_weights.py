@@ -114,7 +114,7 @@ def test_neighbours_keep_their_bits(dtype, gamma, isa):
         tiles = []
         for weights in (special[2], finite):
             tile = special[0].clone().view(1, n)
-            rest = (special[1].view(1, n), special[3].view(1, n), weights.view(1, n), None)
+            rest = (special[1].view(1, n), special[3].view(1, n), weights.view(1, n), None, None)
             tiles += [tile, ops.bce_tile_(tile, None, *rest, 1.0, True, True, 0.0, None)]
         assert same_bits(tiles[0], tiles[2]) and same_bits(tiles[1], tiles[3])
         assert same_bits(tiles[0].view(-1), expected[1])

@@ -74,6 +74,13 @@ def test_of_the_layer(reduction):
     torch.testing.assert_close(grads[0][1:], grads[1][1:])
 
 
+def test_of_the_layer_without_labels():
+    y = jagged([t[:, 0] for t in TARGETS])
+    loss = fl.linear_binary_cross_entropy(jagged(X), W[0], y, linear_bias=B[:1])
+    want = fl.linear_binary_cross_entropy(torch.cat(X), W[0], torch.cat(TARGETS)[:, 0], linear_bias=B[:1])
+    torch.testing.assert_close(loss, want)
+
+
 def test_compiled():
     z = jagged(PARTS).requires_grad_()
     y = jagged(TARGETS, z)
