@@ -240,8 +240,8 @@ FL_FN Logit<V> logit(V z) {
 
 // The weights a and b of the positive and the negative term, and their sum, which is exactly w where p is 1:
 // 1 - y is off by at most 2^-25 (in fp32), so that y + (1 - y) rounds to 1.
-// infinite: whether some weight may be. Then 0 times infinity is 0, in the weights and between them and their terms, and
-// what the formulas below turn into infinity less infinity is made term by term. It is known to the compiler, so that it
+// infinite: whether some weight may be. Then 0 times infinity is 0, in the weights and between them and their terms,
+// and what the formulas below turn into infinity less infinity is made term by term. The compiler knows it, so that it
 // costs nothing where it is not so: see `evaluate` in losses.h.
 template <class V>
 struct TermWeights {
@@ -259,7 +259,7 @@ FL_FN TermWeights<V> term_weights(V y, V p, V w, bool infinite = false) {
   const V weighted = product(p, y);
   return {product(w, weighted), product(w, opposite), product(w, unless_nan(whole, weighted + opposite)), true};
 }
-// For infinite weights, what is multiplied by them: l and s are not 0 where they underflowed, but for m = infinity alone.
+// For infinite weights, what is multiplied by them: l and s are 0 for m = infinity alone, not where they underflowed.
 template <class V>
 FL_FN V unless_underflown(const Logit<V>& logit, V small) {
   const V least = splat<V>(Coefficients<typename Value<V>::Scalar>::exp_unbias);

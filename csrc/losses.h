@@ -110,9 +110,9 @@ static auto with_loss(Loss loss, F f) {
 // Access has the inputs z(), y(), p(), w(), mask() and factor(), by which a derivative is multiplied, each asked for
 // only where the output needs it, and takes out(value), the elementwise result, and term(value), which is summed.
 // L is a loss's struct; plain: as is_plain in problem.h, which only Bce can be. Masked and ignored elements give 0.
-// kInfinite: some weight may be infinite, see TermWeights. Kernels ask for that where a loss is not finite or, without losses,
-// a derivative is NaN: whatever infinite weights make wrong is so. Asking the weights themselves, while they are needed, would
-// take a tenth more time.
+// kInfinite: some weight may be infinite, see TermWeights. Kernels ask for that where a loss is not finite or a result
+// is NaN: whatever infinite weights make wrong is so. Asking the weights themselves, while they are needed, would take a
+// tenth more time.
 template <Output kOutput, class L, bool kInfinite, class V, class Access>
 FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings, bool plain) {
   const V zero = splat<V>(0);

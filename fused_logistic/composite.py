@@ -189,7 +189,7 @@ class _FocalTerms:
         self.u_over_e = rest + c * self.grown
         u = torch.where(self.hard, 1, c + rest * self.e)
         # 0 where y is outside of [0, 1]: added, so that the derivatives of u stay
-        self.u = u + torch.where(u == 0, 2.0**-500 if is_double else 2.0**-60, 0)
+        self.u = u + torch.where(u == 0, terms.constant(2.0**-200 if is_double else 2.0**-50), 0)
         log_u = torch.where(self.hard, torch.log(self.u_over_e) - self.m, torch.log(self.u.abs()))
         sign = torch.where((self.u < 0) & (torch.remainder(self.gamma, 2) == 1), -1, 1)
         self.power = torch.exp(self.gamma * (log_u - torch.log1p(self.e))) * sign  # q^gamma

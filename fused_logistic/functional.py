@@ -73,9 +73,9 @@ def binary_cross_entropy_with_logits(
         label_smoothing: :math:`s` in [0, 1], None being 0: the target becomes :math:`y (1 - s) + s / 2`. A tensor is
             differentiable and broadcasts to ``input``; its range is not checked. A number that changes is an input of
             what ``torch.compile`` makes.
-        ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, whatever
-            their logit is (NaN included); ``"mean"`` divides by the number of those that remain, and is NaN if none
-            does. A value that the target's dtype represents.
+        ignore_index: elements whose target has this value contribute nothing to the loss and to any derivative,
+            whatever their logit and weights are (NaN included); ``"mean"`` divides by the number of those that remain,
+            and is NaN if none does. A value that the target's dtype represents.
         mask: bool, of a shape that broadcasts to that of ``input``; where it is False, as for ``ignore_index``.
 
     Returns:
@@ -149,13 +149,16 @@ def sigmoid_focal_loss(
 
     Args:
         inputs: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
-        targets: :math:`y` in [0, 1], of the same shape; any of those dtypes, bool or an integer dtype, read as it is.
-            Outside of [0, 1] there is no such probability, and the loss is NaN.
+        targets: :math:`y`, of the same shape; any of those dtypes, bool or an integer dtype, read as it is. Meant are
+            targets in [0, 1]; others follow the same formula. Where their :math:`q` is negative, :math:`|q|^\gamma`
+            stands for the power, negative for an odd ``gamma``: for a whole one that is :math:`q^\gamma`. A
+            :math:`|q|` above 2^62 counts as that.
         alpha: :math:`\alpha` in [0, 1]; -1: no :math:`\alpha_t`. Or a tensor that broadcasts to ``inputs``, such as one
             value per class.
         gamma: :math:`\gamma \ge 0`, not necessarily an integer; 0: the cross entropy times :math:`\alpha_t`. Or a
-            tensor, likewise. With a tensor that requires a gradient, has dimensions or is not on the CPU, the loss is
-            computed by torch's operations: differentiable in it too, its range not checked, slower.
+            tensor, likewise. With a tensor that requires a gradient, has dimensions or is not on the CPU, and where
+            compiled code sees a number change, the loss is composed of torch's operations: differentiable in the option
+            too, slower; the range of a tensor is not checked.
         reduction: ``"none"``, ``"mean"`` (over all elements) or ``"sum"``.
         ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, and
             ``"mean"`` divides by the number of those that remain.

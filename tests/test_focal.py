@@ -143,17 +143,17 @@ def test_targets_outside_of_the_unit_interval(gamma):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_derivatives_where_q_is_0(dtype):
-    """Of gamma 1 and 2 to the second order: those of q times the loss, and of its square."""
+    """Of gamma 1 and 2: those of q times the loss and of q^2. The second, in which 1 / q cancels, are finite."""
     z, y = torch.tensor([0.0], dtype=dtype), torch.tensor([2.0], dtype=dtype)
-    z += math.log(2)  # fp32 and fp64 have e = 1/2 there or next to it
+    z += math.log(2)  # exp(-z) is 1/2 there or next to it
     for gamma in (1.0, 2.0):
         results = []
         for f in (lambda z, g=gamma: fl.sigmoid_focal_loss(z, y, -1, g), lambda z, g=gamma: torchvisions(z, y, -1, g)):
             leaf = z.clone().requires_grad_()
             (first,) = torch.autograd.grad(f(leaf).sum(), leaf, create_graph=True)
             (second,) = torch.autograd.grad(first.sum(), leaf)
-            func = torch.func.grad(lambda z, f=f: f(z).sum())
-            results.append([first, second, func(z), torch.func.grad(lambda z, func=func: func(z).sum())(z)])
+            assert second.isfinite().all()
+            results.append([first, torch.func.grad(lambda z, f=f: f(z).sum())(z)])
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -165,9 +165,7 @@ def test_a_mask_that_overshoots_by_one_ulp():
     results = [fl.sigmoid_focal_loss(z, t, reduction="mean") for t in (label, torch.ones(50))]
     torch.testing.assert_close(*results)
     torch.testing.assert_close(*(torch.autograd.grad(loss, z)[0] for loss in results))
-    assert (
-        torch.autograd.grad(results[0].clone() * 0 + fl.sigmoid_focal_loss(z, label).sum(), label)[0].isfinite().all()
-    )
+    assert torch.autograd.grad(fl.sigmoid_focal_loss(z, label).sum(), label)[0].isfinite().all()
 
 
 def test_forward_ad_and_vmap_and_compositions():
