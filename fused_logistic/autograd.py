@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, composite, matrices, nested, ops, sharding
+from . import checks, composite, matrices, nested, ops, sharding, sparse
 from .options import Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -251,8 +251,8 @@ def linear_loss(
     dtype, count = loss_dtype(operands[0], target[0]), None
     if operands[0].layout != torch.strided and not operands[0].is_nested:
         with torch.autocast(operands[0].device.type, enabled=False):  # which has no sparse product
-            logits = composite.sparse_logits(*operands)
-        dense = composite.dense_target(*target, logits.shape[-1])
+            logits = sparse.linear_logits(*operands)
+        dense = sparse.dense_target(*target, logits.shape[-1])
         return loss(logits, dense, weight, pos_weight, mask, reduction, options).to(dtype)
     if torch.is_autocast_enabled(operands[0].device.type):  # outside of the Function, so that autograd sees the casts
         low = torch.get_autocast_dtype(operands[0].device.type)
@@ -264,14 +264,14 @@ def linear_loss(
         or sharding.is_dtensor(operands[1])
     ):
         logits = composite.linear_logits(*operands)
-        dense = composite.dense_target(*target, logits.shape[-1])
+        dense = sparse.dense_target(*target, logits.shape[-1])
         return loss(logits, dense, weight, pos_weight, mask, reduction, options)
     if reduction == ops.MEAN and (mask is not None or options.leaves_out):
         count = matrices.count(operands[0], operands[1], *target, mask, options.ignore_index)
     if options.has_tensors:
         checks.layer(*operands, *target, weight, pos_weight, mask, count, reduction, chunk_bytes, *options)
         values, mask = composite.smoothed_target(
-            operands[0], composite.dense_target(*target, operands[1].shape[0]), mask, options
+            operands[0], sparse.dense_target(*target, operands[1].shape[0]), mask, options
         )
         target, options = (values, None, None), Options()
     args = (*operands, *target, weight, pos_weight, mask, count, reduction, chunk_bytes, dtype, *options)

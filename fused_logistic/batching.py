@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
-from . import checks, composite, ops
+from . import checks, composite, ops, sparse
 from .ops import Layer
 
 _Dims = Sequence[Any]  # of every argument the batch's dimension; None: not batched
@@ -125,7 +125,7 @@ class _Layers:
             logits = logits + bias.reshape(bias.shape[0], 1, labels)
         out = (*self.lead, labels) if self.has_labels else self.lead
         logits = logits.expand(self.batch, self.rows, labels).reshape(self.batch, *out)
-        target = composite.dense_target(layer.target, layer.crow_indices, layer.col_indices, labels)
+        target = sparse.dense_target(layer.target, layer.crow_indices, layer.col_indices, labels)
         self.operands = logits, target, *layer[Layer._fields.index("weight") : -1]
         self.in_dims = 0, dims.target, *dims[Layer._fields.index("weight") : -1]
 

@@ -2,8 +2,7 @@
 
 This is what the ops are under ``torch.func``, forward-mode AD and in higher derivatives, and where no kernel runs. Each
 function has the signature of the op of its name (:mod:`fused_logistic.ops`) and returns what that op returns, by the
-formulas of ``csrc/logistic.h``. Nothing is checked here but the indices of sparse targets, which torch does not look
-at: who calls has checked, or lets the op's kernel do it.
+formulas of ``csrc/logistic.h``. Nothing is checked here: who calls has checked, or lets the op's kernel do it.
 
 No branch looks at a tensor's values, so all of it can be traced, batched by ``vmap`` and compiled for dynamic shapes.
 """
@@ -11,14 +10,13 @@ No branch looks at a tensor's values, so all of it can be traced, batched by ``v
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import checks, ops
+from . import checks, ops, sparse
 from .ops import Layer
 from .options import Options
 
@@ -332,87 +330,10 @@ def linear_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
     return logits if linear_bias is None else logits + linear_bias.reshape(())
 
 
-def sparse_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
-    """``linear_logits`` of sparse features by torch's product, in fp32 at least: it has some 16-bit ones."""
-    dtype = torch.promote_types(input.dtype, torch.float32)
-    if input.layout == torch.sparse_coo:
-        values, crow_indices, col_indices = csr_of_coo(input, "input")
-        if not ops.transformed():  # torch.func takes no CSR tensor, whose product is several times as fast
-            with warnings.catch_warnings():  # that CSR tensors are in beta state, who gave us none need not read
-                warnings.simplefilter("ignore")
-                input = torch.sparse_csr_tensor(crow_indices, col_indices, values, input.shape, check_invariants=False)
-    else:
-        # the product would read what is not there
-        places(input.crow_indices(), input.col_indices(), input.shape[1], "input")
-    weight = linear_weight if linear_weight.dim() == 2 else linear_weight.unsqueeze(0)
-    logits = torch.sparse.mm(input.to(dtype), weight.to(dtype).t())
-    if linear_bias is not None:
-        logits = logits + linear_bias.to(dtype)
-    return logits if linear_weight.dim() == 2 else logits.squeeze(-1)
-
-
-def _has_values(tensor: Tensor) -> bool:
-    """Whether Python can look at them: not while a graph is captured, in a batch of vmap or in a fake tensor."""
-    if torch.compiler.is_compiling() or type(tensor) is not Tensor or tensor.is_meta:
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-
-
-def _require(*conditions: tuple[Tensor, str]) -> None:
-    if all(_has_values(right) for right, _ in conditions):
-        found = torch.stack([right for right, _ in conditions]).tolist()
-        for right, (_, message) in zip(found, conditions, strict=True):
-            if not right:
-                raise ValueError(message)
-        return
-    for right, message in conditions:
-        torch._assert_async(right, message)
-
-
-def places(crow_indices: Tensor, col_indices: Tensor, labels: int, name: str = "target") -> tuple[Tensor, Tensor]:
-    """The row and the column of every value of a sparse target ``[rows, labels]``, or of what has that name.
-
-    torch does not check indices unless asked to. Here wrong ones raise: a ValueError, or, where nobody can look at them
-    yet, a RuntimeError as soon as they are computed.
-    """
-    number = col_indices.numel()
-    op = checks.LAYER
-    rising = f"{op}: expected crow_indices of a sparse {name} that rise from 0 to {number}, got others"
-    inside = f"{op}: expected column indices of a sparse {name} in [0, {labels}), got others"
-    rise = (crow_indices[0] == 0) & (crow_indices[-1] == number) & (crow_indices.diff() >= 0).all()
-    are_inside = ((col_indices >= 0) & (col_indices < labels)).all()
-    _require((rise, rising), (are_inside, inside))
-    every_row = torch.arange(crow_indices.numel() - 1, device=crow_indices.device)
-    row = torch.repeat_interleave(every_row, crow_indices.diff(), output_size=number)
-    return row, col_indices.long()
-
-
-def csr_of_coo(coo: Tensor, name: str = "target") -> tuple[Tensor, Tensor, Tensor]:
-    """(values, crow_indices, col_indices) of a sparse COO tensor ``[rows, columns]``, differentiable in its values."""
-    limits = torch.tensor(coo.shape, device=coo.device).unsqueeze(-1)
-    found = coo._indices()
-    # first: coalesced, a column that is too large would be one of the next row
-    inside = f"{checks.LAYER}: expected indices of a sparse {name} inside of {list(coo.shape)}, got others"
-    _require((((found >= 0) & (found < limits)).all(), inside))
-    coo = coo.coalesce()
-    row, column = coo.indices()
-    crow_indices = torch.searchsorted(row.contiguous(), torch.arange(coo.shape[0] + 1, device=row.device))
-    return coo.values(), crow_indices, column
-
-
-def dense_target(target: Tensor, crow_indices: Tensor | None, col_indices: Tensor | None, labels: int) -> Tensor:
-    """A sparse target as a tensor of the logits' shape, differentiable in its values; a dense one as it is."""
-    if crow_indices is None or col_indices is None:
-        return target
-    row, column = places(crow_indices, col_indices, labels)
-    rows = crow_indices.numel() - 1
-    return target.new_zeros(rows * labels).index_add(0, row * labels + column, target).view(rows, labels)
-
-
 def _operands(layer: Layer) -> tuple[Any, ...]:
     """What the elementwise ops take, up to the reduction: whole logits and a dense target."""
     logits = linear_logits(layer.input, layer.linear_weight, layer.linear_bias)
-    target = dense_target(layer.target, layer.crow_indices, layer.col_indices, layer.linear_weight.shape[0])
+    target = sparse.dense_target(layer.target, layer.crow_indices, layer.col_indices, layer.linear_weight.shape[0])
     return logits, target, layer.weight, layer.pos_weight, layer.mask, layer.mean_count, layer.reduction
 
 

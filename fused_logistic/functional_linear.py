@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import arguments, autograd, checks, composite, nested, ops
+from . import arguments, autograd, checks, nested, ops, sparse
 from .functional import check_reduction, number_of
 from .options import Options
 
@@ -36,7 +36,7 @@ def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor
                 f"{_OP}: expected a sparse target of 2 sparse dimensions and no dense one, "
                 f"got {target.sparse_dim()} and {target.dense_dim()}"
             )
-        return composite.csr_of_coo(target)
+        return sparse.csr_of_coo(target)
     return target.values(), target.crow_indices(), target.col_indices()
 
 

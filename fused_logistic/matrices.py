@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import composite, ops
+from . import composite, ops, sparse
 from .ops import Layer
 
 
@@ -68,7 +68,7 @@ class Matrices:
                 self.positives = Positives(layer.target, layer.crow_indices, layer.col_indices, self.labels)
                 return
             # one column is as small as the sparse one
-            self.target = composite.dense_target(layer.target, layer.crow_indices, layer.col_indices, self.labels)
+            self.target = sparse.dense_target(layer.target, layer.crow_indices, layer.col_indices, self.labels)
         if self.target.shape != self.logits_shape:
             raise RuntimeError("linear_bce: the target is not of the logits' shape")
         self.target = reshaped(self.target, self.rows, self.labels)
@@ -80,7 +80,7 @@ class Positives:
     def __init__(self, values: Tensor, crow_indices: Tensor, col_indices: Tensor, labels: int) -> None:
         if values.shape != col_indices.shape:
             raise RuntimeError("linear_bce: a sparse target has one value per column index")
-        self.row, self.column = composite.places(crow_indices, col_indices, labels)
+        self.row, self.column = sparse.places(crow_indices, col_indices, labels)
         self.value = values
         place = self.row * labels + self.column
         if place.numel() < 2 or (place.diff() > 0).all():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fused_logistic as fl
+from fused_logistic import sparse
 from tests.conftest import same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse")
@@ -85,7 +86,7 @@ def test_coo(labels, reduction, target_dtype):
     target = sparse_target(6, labels, 20, target_dtype)
     x, w, b = torch.randn(6, 3), torch.randn(labels, 3), torch.randn(labels)
     coalesced = coo(target, torch.arange(20)).coalesce()
-    same = torch.sparse_csr_tensor(*fl.composite.csr_of_coo(coalesced)[1:], coalesced.values(), target.shape)
+    same = torch.sparse_csr_tensor(*sparse.csr_of_coo(coalesced)[1:], coalesced.values(), target.shape)
     assert torch.equal(same.to_dense(), target.to_dense())
     for options in ({}, {"ignore_index": 1, "mask": torch.rand(6, 1) < 0.7}, {"ignore_index": 0, "chunk_bytes": 24}):
         options["reduction"] = reduction
