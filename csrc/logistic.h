@@ -303,12 +303,10 @@ FL_FN V grad_logit(const Logit<V>& logit, const TermWeights<V>& weights, V facto
 template <class V>
 FL_FN V grad_target(const Logit<V>& logit, V p, V w, bool infinite = false) {
   const V slope = select(logit.z < splat<V>(0), p, splat<V>(-1));
-  V change = add_term(slope, -logit.minus_m, (p - splat<V>(1)) * log1p_unit(logit.e));
-  if (infinite) {
-    const V positive = softplus_of(logit, /*minus=*/true), negative = softplus_of(logit, /*minus=*/false);
-    change = unless_nan(change, product(p, positive) - negative);
-  }
-  const V value = add_term(w, change, splat<V>(0));
+  const V l = log1p_unit(logit.e), more = p - splat<V>(1);
+  V first = more * l;
+  if (infinite) first = unless_nan(first, product(more, unless_underflown(logit, l)));
+  const V change = add_term(slope, -logit.minus_m, first), value = add_term(w, change, splat<V>(0));
   return infinite ? unless_nan(value, product(w, change)) : value;
 }
 

@@ -95,7 +95,7 @@ FAULTS = {
         "negative q, but not its sign": fault("focal", "splat<V>(constants.sign)", "splat<V>(1)"),
         "negative q not seen": fault("focal", "-at_least(minus_absolute(u)", "at_least(u"),
         "infinite weights not asked about": fault("general_kernel", "result != result", "false"),
-        "q above 1 as one below": fault("focal", "exp_two_parts(x, rest, soft)", "exp_two_parts(x, rest, false)"),
+        "q above 1 as one below": fault("focal", "exp_two_parts(x, rest, outside)", "exp_two_parts(x, rest, false)"),
     },
     GRADIENTS: {
         "finished though not made": fault("is_finished", "launch.made_for_one", "true"),
@@ -209,7 +209,7 @@ def check_general(module):
     soft = torch.where(target == -100, 2.0, torch.rand(shape))
     check(module, logits, soft, label_smoothing=0.1, gamma=1.5, alpha=0.25)
     check(module, logits, torch.rand(shape), weight=torch.rand(90, 1) + 1, mask=mask, gamma=2.0, alpha=0.25)
-    check(module, logits, 3 * torch.rand(shape) - 1, gamma=3.0)
+    check(module, logits, torch.where(mask, 3 * torch.rand(shape) - 1, 1e8), gamma=3.0)
     check(module, logits, (target == 1).float(), pos_weight=torch.tensor([np.inf, 1, 0]).repeat(34)[:101])
     check(module, logits[:1], torch.rand(1, 101), label_smoothing=0.1)  # what pads the last vector would have a loss
 

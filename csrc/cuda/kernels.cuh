@@ -182,8 +182,9 @@ __global__ void __launch_bounds__(kLanes * sizeof(C) / 16, 1) general_kernel(con
       for (int k = 0; k < N; ++k) {
         factor[k] = takes_grad_output(kOutput) ? scale * factor[k] : scale;
         const ElementAccess<C> element = {z[k], y[k], p[k], w[k], kept[k], factor[k], values[k], term[k]};
-        evaluate<kOutput, L, /*kInfinite=*/false, C>(element, settings, plain);
-        if constexpr (kOutput != Output::kCount) {
+        // The derivative by the target always as for infinite weights: the same bits, and twice would be too many registers.
+        evaluate<kOutput, L, /*kInfinite=*/kOutput == Output::kGradTarget, C>(element, settings, plain);
+        if constexpr (kOutput != Output::kCount && kOutput != Output::kGradTarget) {
           const C result = has_elements(kOutput) ? values[k] : term[k];
           if (result != result) evaluate<kOutput, L, /*kInfinite=*/true, C>(element, settings, plain);
         }
