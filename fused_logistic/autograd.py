@@ -230,8 +230,11 @@ def _scaled(grad: Tensor, grad_output: Tensor) -> Tensor:
         return grad
     if factor is not None and math.isfinite(factor):
         return grad.mul_(grad_output)
-    zeros = grad == 0
-    return grad.mul_(grad_output).masked_fill_(zeros, 0)
+    return matrices.multiplied_(grad, grad_output)
+
+
+def _is_sharded(operands: tuple[Tensor, Tensor, Tensor | None]) -> bool:
+    return sharding.is_dtensor(operands[0]) or sharding.is_dtensor(operands[1])
 
 
 def linear_loss(
@@ -249,23 +252,15 @@ def linear_loss(
     ``operands``: input, linear_weight, linear_bias. ``target``: itself, or the values and indices of a sparse one.
     """
     dtype, count = loss_dtype(operands[0], target[0]), None
-    if operands[0].layout != torch.strided and not operands[0].is_nested:
-        with torch.autocast(operands[0].device.type, enabled=False):  # which has no sparse product
-            logits = sparse.linear_logits(*operands)
-        dense = sparse.dense_target(*target, logits.shape[-1])
-        return loss(logits, dense, weight, pos_weight, mask, reduction, options).to(dtype)
-    if torch.is_autocast_enabled(operands[0].device.type):  # outside of the Function, so that autograd sees the casts
+    is_sparse = operands[0].layout != torch.strided and not nested.is_jagged(operands[0])
+    # outside of the Function, so that autograd sees the casts; there is no sparse product of the lower dtypes
+    if torch.is_autocast_enabled(operands[0].device.type) and not is_sparse:
         low = torch.get_autocast_dtype(operands[0].device.type)
         operands = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in operands)  # type: ignore[assignment]
-    if (
-        torch.compiler.is_exporting()
-        or operands[0].is_nested
-        or sharding.is_dtensor(operands[0])
-        or sharding.is_dtensor(operands[1])
-    ):
-        logits = composite.linear_logits(*operands)
+    if is_sparse or nested.is_jagged(operands[0]) or torch.compiler.is_exporting() or _is_sharded(operands):
+        logits = (sparse if is_sparse else composite).linear_logits(*operands)
         dense = sparse.dense_target(*target, logits.shape[-1])
-        return loss(logits, dense, weight, pos_weight, mask, reduction, options)
+        return loss(logits, dense, weight, pos_weight, mask, reduction, options).to(dtype)
     if reduction == ops.MEAN and (mask is not None or options.leaves_out):
         count = matrices.count(operands[0], operands[1], *target, mask, options.ignore_index)
     if options.has_tensors:

@@ -2,7 +2,8 @@
 
 This is what the ops are under ``torch.func``, forward-mode AD and in higher derivatives, and where no kernel runs. Each
 function has the signature of the op of its name (:mod:`fused_logistic.ops`) and returns what that op returns, by the
-formulas of ``csrc/logistic.h``. Nothing is checked here: who calls has checked, or lets the op's kernel do it.
+formulas of ``csrc/logistic.h`` and ``csrc/losses.h``. Nothing is checked here: who calls has checked, or lets the op's
+kernel do it.
 
 No branch looks at a tensor's values, so all of it can be traced, batched by ``vmap`` and compiled for dynamic shapes.
 """
@@ -160,7 +161,7 @@ class _Terms:
 
 
 class _FocalTerms:
-    """alpha_t q^gamma and the derivatives of its logarithm, in the notation of ``csrc/logistic.h``.
+    """alpha_t q^gamma and the derivatives of its logarithm, in the notation of ``csrc/losses.h``.
 
     Where c = 0, u is e, which may underflow; there u / e = (1 - c) + c / e stands for it, with a 1 / e that is kept
     finite: multiplied by c, it only matters to derivatives by the target.

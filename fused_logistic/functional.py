@@ -177,7 +177,7 @@ def sigmoid_focal_loss(
         NotImplementedError: a dtype that is not supported.
 
     Formula: Lin, Goyal, Girshick, He and Dollár, "Focal loss for dense object detection" (2017);
-    ``csrc/logistic.h`` derives its gradient.
+    ``csrc/losses.h`` derives its gradient.
     """
     if has_torch_function_variadic(inputs, targets, mask):
         return handle_torch_function(

@@ -40,17 +40,21 @@ def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor
     return target.values(), target.crow_indices(), target.col_indices()
 
 
-def _loss(input: Any, linear_weight: Any, linear_bias: Any, target: Any, *others: Any) -> Tensor:
-    weight, pos_weight, mask, reduction, chunk_bytes, options = others
+def _check(parts: Any, input: Any, linear_weight: Any, linear_bias: Any, target: Any, *others: Any) -> None:
+    weight, pos_weight, mask, _, chunk_bytes, options = others
+    rest: tuple[Any, ...] = (weight, pos_weight, mask, None, ops.SUM, chunk_bytes, *options)
+    checks.layer(input, linear_weight, linear_bias, *parts, *rest)
+
+
+def _loss(*given: Any) -> Tensor:
+    input, linear_weight, linear_bias, target, weight, pos_weight, mask, reduction, chunk_bytes, options = given
     parts = _parts(input, linear_weight, target)
     sparse_input = input.layout != torch.strided and not nested.is_jagged(input)
     if sparse_input:  # no op checks these
-        rest: tuple[Any, ...] = (weight, pos_weight, mask, None, ops.SUM, chunk_bytes, *options)
-        checks.layer(input, linear_weight, linear_bias, *parts, *rest)
-    uncompiled = (
-        sparse_input or parts[1] is not None
-    ) and "torch._dynamo" in sys.modules  # where nobody compiles it stays unimported
-    loss = _uncompiled_loss if uncompiled else autograd.linear_loss
+        _check(parts, *given)
+    has_sparse = sparse_input or parts[1] is not None
+    # where nobody compiles, Dynamo stays unimported
+    loss = _uncompiled_loss if has_sparse and "torch._dynamo" in sys.modules else autograd.linear_loss
     layer = input, linear_weight, linear_bias
     return loss(layer, parts, weight, pos_weight, mask, number_of(reduction), chunk_bytes, options)
 
@@ -159,9 +163,7 @@ def linear_binary_cross_entropy(
         checks.tensors(_OP, required, **optional)
         if nested.is_jagged(input):
             raise refusal
-        parts = _parts(input, linear_weight, target)
-        rest: tuple[Any, ...] = (w, p, mask, None, ops.SUM, chunk_bytes, *options)
-        checks.layer(input, linear_weight, linear_bias, *parts, *rest)
+        _check(_parts(input, linear_weight, target), *given)
         raise refusal
     finally:
         del refusal

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import checks, ops
-from .matrices import Matrices, Positives, each, narrowed, reshaped
+from .matrices import Matrices, Positives, each, multiplied_, narrowed, reshaped
 from .ops import Layer
 from .options import Options
 
@@ -233,14 +233,13 @@ class _Tiled:
         return self.matrices.grad_output is None or self.matrices.grad_output.numel() == 1
 
     def with_factor(self, gradient: Tensor) -> Tensor:
-        """A sum in fp32 times what its tiles have not been multiplied by; 0 stays 0 if that is infinite."""
+        """A sum in fp32 times what its tiles have not been multiplied by."""
         if not self.factor_is_late:
             return gradient
         factor, grad_output = self.factor, self.matrices.grad_output
         if grad_output is not None and self.is_one_factor:
             factor = factor * grad_output.reshape(())
-        zeros = gradient == 0
-        return gradient.mul_(factor).masked_fill_(zeros, 0)
+        return multiplied_(gradient, factor)
 
     def by_ops(
         self, losses: Tensor | None, grad_output: Tensor | None, logits: Tensor, *others: Tensor | None

@@ -29,6 +29,12 @@ def narrowed(tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
     return tensor if tensor.shape[dim] == length else tensor.narrow(dim, start, length)
 
 
+def multiplied_(gradient: Tensor, factor: Tensor) -> Tensor:
+    """``gradient *= factor``, where 0 stays 0 even times infinity: it may be of elements that are left out."""
+    zeros = gradient == 0
+    return gradient.mul_(factor).masked_fill_(zeros, 0)
+
+
 def _as_matrix(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """What broadcasts to logits of the shape ``[..., labels]``, as a matrix of one row or of all, one column or all."""
     tensor.expand(shape)  # or an error

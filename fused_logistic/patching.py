@@ -49,28 +49,11 @@ class _Ours:
         pos_weight: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
+        named: dict[str, Any] = {"weight": weight, "size_average": size_average, "reduce": reduce}
+        named |= {"reduction": reduction, "pos_weight": pos_weight}
         if not options and has_torch_function_variadic(input, target, weight, pos_weight):
-            return handle_torch_function(
-                self,
-                (input, target, weight, pos_weight),
-                input,
-                target,
-                weight=weight,
-                size_average=size_average,
-                reduce=reduce,
-                reduction=reduction,
-                pos_weight=pos_weight,
-            )
-        return functional.binary_cross_entropy_with_logits(
-            input,
-            target,
-            weight,
-            size_average,
-            reduce,
-            reduction,
-            pos_weight,
-            **options,
-        )
+            return handle_torch_function(self, (input, target, weight, pos_weight), input, target, **named)
+        return functional.binary_cross_entropy_with_logits(input, target, **named, **options)
 
     def __eq__(self, other: object) -> bool:
         return other is self or other is _TORCHS

@@ -26,7 +26,8 @@ def linear_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
         # the product would read what is not there
         places(input.crow_indices(), input.col_indices(), input.shape[1], "input")
     weight = linear_weight if linear_weight.dim() == 2 else linear_weight.unsqueeze(0)
-    logits = torch.sparse.mm(input.to(dtype), weight.to(dtype).t())
+    with torch.autocast(input.device.type, enabled=False):  # which has no sparse product
+        logits = torch.sparse.mm(input.to(dtype), weight.to(dtype).t())
     if linear_bias is not None:
         logits = logits + linear_bias.to(dtype)
     return logits if linear_weight.dim() == 2 else logits.squeeze(-1)

@@ -60,7 +60,7 @@ def carry_out(op, *args, **kwargs):
 
 
 # these would call their out= form with an empty tensor, and a wrapper cannot be resized
-WHOLE = ["abs", "arange", "arange.start", "arange.start_step"]
+WHOLE = ["abs", "arange", "arange.start", "arange.start_step", "remainder.Scalar"]
 
 
 def register():

@@ -1,11 +1,6 @@
 """fl.patch(): torch's function replaced by ours, nested, out of order, in other modules, compiled; and put back."""
 
 import asyncio
-import copy
-import functools
-import inspect
-import io
-import pickle
 import subprocess
 import sys
 import threading
@@ -15,30 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from patches import OURS, TAIL, TORCHS, is_ours, torchs_function_is_back  # noqa: F401 (a fixture)
 
 import fused_logistic as fl
-from fused_logistic import patching
 
 ROOT = Path(__file__).parent.parent
-TORCHS = F.binary_cross_entropy_with_logits
-OURS = patching.binary_cross_entropy_with_logits  # what F's name holds
-
-# At this logit torch's loss in fp32 is 0 and ours is right, so a value tells which of them computed it.
-TAIL = torch.tensor([-20.0]), torch.tensor([0.0])
-
-
-def is_ours(loss):
-    value = loss(*TAIL).item()
-    assert value == 0 or value == pytest.approx(2.0611536e-9, rel=1e-6)
-    return value != 0
-
-
-@pytest.fixture(autouse=True)
-def _torchs_function_is_back():
-    assert F.binary_cross_entropy_with_logits is TORCHS
-    yield
-    assert F.binary_cross_entropy_with_logits is TORCHS and not patching._places
-    assert (TORCHS.__module__, TORCHS.__qualname__) == ("torch.nn.functional", "binary_cross_entropy_with_logits")
 
 
 def test_the_block_is_ours_and_the_rest_is_torchs():
@@ -210,108 +186,7 @@ def test_what_cannot_be_decorated():
     assert asyncio.run(with_a_block())
 
 
-# ---- Whoever overrides torch's function, and pickle ------------------------------------------------------------------
-
-
-class Overrides(torch.Tensor):
-    """As torch's documentation has it: a table keyed by torch's functions."""
-
-    TABLE = {TORCHS: lambda *args, **kwargs: (args, kwargs)}
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if function in cls.TABLE:
-            return cls.TABLE[function](*args, **(kwargs or {}))
-        return super().__torch_function__(function, types, args, kwargs or {})
-
-
-def test_a_subclass_that_overrides_torchs_function():
-    plain, other = torch.randn(3), torch.rand(3).as_subclass(Overrides)
-    criterion = torch.nn.BCEWithLogitsLoss(reduction="sum")
-    for z, y in ((plain, other), (other, plain)):
-        want = criterion(z, y)
-        with fl.patch():
-            got = criterion(z, y)
-            assert isinstance(F.binary_cross_entropy_with_logits(z, y, label_smoothing=0.1), torch.Tensor)  # not theirs
-        assert [id(a) for a in got[0]] == [id(a) for a in want[0]] and got[1] == want[1]
-    criterion = torch.nn.BCEWithLogitsLoss(pos_weight=other)
-    with fl.patch():
-        assert isinstance(criterion(plain, plain), tuple)
-
-
-def test_torchs_function_by_another_name_asks_the_subclass_too():
-    """It asks by what its own module has under its name: ours."""
-    with fl.patch():
-        assert isinstance(TORCHS(torch.rand(3).as_subclass(Overrides), torch.rand(3)), tuple)
-
-
-def test_a_table_made_under_the_patch():
-    with fl.patch():
-        table = {F.binary_cross_entropy_with_logits: 1}
-        assert table[TORCHS] == 1
-    assert table[F.binary_cross_entropy_with_logits] == 1
-
-
-def test_a_mode_that_overrides_torchs_function():
-    class Mode(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            if function == TORCHS and function is F.binary_cross_entropy_with_logits:
-                return "theirs"
-            return function(*args, **(kwargs or {}))
-
-    criterion = torch.nn.BCEWithLogitsLoss()
-    with Mode():
-        assert criterion(*TAIL) == "theirs"
-        with fl.patch():
-            assert criterion(*TAIL) == "theirs"
-            assert fl.binary_cross_entropy_with_logits(*TAIL) != "theirs"
-
-
-def test_who_overrides_something_else_is_served():
-    class Subclass(torch.Tensor):
-        pass
-
-    criterion, (z, y) = torch.nn.BCEWithLogitsLoss(), TAIL
-    with fl.patch():
-        with torch.device("cpu"):  # a TorchFunctionMode
-            assert is_ours(criterion)
-        loss = criterion(z.as_subclass(Subclass), y)
-        assert isinstance(loss, Subclass) and loss.item() > 0
-
-
-def pickled(value):
-    torch.save(value, file := io.BytesIO())
-    file.seek(0)
-    return [pickle.loads(pickle.dumps(value)), torch.load(file, weights_only=False), copy.deepcopy(value)]
-
-
-def test_torchs_function_can_be_pickled():
-    before = functools.partial(TORCHS, reduction="sum")
-    everywhere = [torch.distributions.bernoulli, torch.distributions.geometric]
-    for modules in ([], everywhere[:1], everywhere):
-        with fl.patch(*modules):
-            for loaded in (*pickled(before), *pickled(TORCHS)):
-                assert getattr(loaded, "func", loaded) is TORCHS
-            assert b"fused_logistic" not in pickle.dumps(TORCHS)
-    with fl.patch(*everywhere, torch.distributions.continuous_bernoulli):
-        assert all(loaded.func is TORCHS for loaded in pickled(before))
-    handles = [fl.patch(), fl.patch(torch.distributions.bernoulli)]
-    for handle in handles:
-        assert pickle.loads(pickle.dumps(TORCHS)) is TORCHS
-        handle.undo()
-
-
-def test_what_is_made_under_the_patch_can_be_pickled():
-    with fl.patch():
-        values = functools.partial(F.binary_cross_entropy_with_logits, reduction="sum"), torch.nn.BCEWithLogitsLoss()
-        loaded = pickled(values)
-    for partial, criterion in (*loaded, *pickled(values)):
-        assert partial.func is OURS and is_ours(partial)
-        assert not is_ours(criterion)
-    signature = inspect.signature(OURS).parameters
-    assert list(signature)[:7] == list(inspect.signature(TORCHS).parameters)
-    assert signature == inspect.signature(fl.binary_cross_entropy_with_logits).parameters
-    assert list(inspect.signature(OURS.__call__).parameters)[:7] == list(signature)[:7]
+# ---- Beside others ---------------------------------------------------------------------------------------------------
 
 
 def test_somebody_elses_patch_is_left_alone():

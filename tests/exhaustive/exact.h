@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/logistic.h"
+#include "../../csrc/losses.h"
 
 namespace fl = fused_logistic;
 

@@ -1,4 +1,4 @@
-// The greatest error of each function of csrc/logistic.h over the range that the comment above it names; prints JSON.
+// The greatest error of each function of csrc/logistic.h and losses.h over the range that its comment names; prints JSON.
 //
 //     functions_sweep STRIDE RANDOM        STRIDE 1: every float, of the functions of one argument; RANDOM: arguments each
 //                                          of the others and of double
