@@ -211,18 +211,39 @@ template <class V>
 struct TwoParts {
   V high, low;
 };
+// The power of 2 up to which x reaches, scaled = log_scale x being a normal number above 0: 2^n <= x < 2^(n + 1).
+template <class V>
+struct PowerOfTwo {
+  V n, scaled, inverse;  // scaled: log_scale 2^n; inverse: 1 / scaled
+};
+template <class V>
+FL_FN PowerOfTwo<V> power_of_two(V scaled) {
+  using C = Coefficients<typename Value<V>::Scalar>;
+  const auto exponent = Value<V>::to_bits(scaled) >> C::mantissa_bits;
+  const V shifted = Value<V>::from_bits(exponent | Value<V>::to_bits(splat<V>(C::log_shifter)));
+  const auto bits = exponent << C::mantissa_bits;
+  return {shifted - splat<V>(C::log_unshift), Value<V>::from_bits(bits),
+          Value<V>::from_bits(Value<V>::to_bits(splat<V>(C::log_invert)) - bits)};
+}
 // At most 2.0 (float) and 2.0 (double) ulp of 1/2 for u in (0, 2^62], however large the logarithm is.
 // log(u): u = 2^n f with f in [1, 2), high = n ln2_high, which is exact, and low = n ln2_low + log1p(f - 1).
 template <class V>
 FL_FN TwoParts<V> log_unit(V u) {
   using C = Coefficients<typename Value<V>::Scalar>;
   const V scaled = u * splat<V>(C::log_scale);
-  const auto exponent = Value<V>::to_bits(scaled) >> C::mantissa_bits;
-  const V shifted = Value<V>::from_bits(exponent | Value<V>::to_bits(splat<V>(C::log_shifter)));
-  const V n = shifted - splat<V>(C::log_unshift);
-  const V inverse = Value<V>::from_bits(Value<V>::to_bits(splat<V>(C::log_invert)) - (exponent << C::mantissa_bits));
-  const V fraction = scaled * inverse - splat<V>(1);  // by multiplication, so that NaN stays
-  return {n * splat<V>(C::ln2_high), fma(n, splat<V>(C::ln2_low), log1p_unit(fraction))};
+  const PowerOfTwo<V> power = power_of_two(scaled);
+  const V fraction = scaled * power.inverse - splat<V>(1);  // by multiplication, so that NaN stays
+  return {power.n * splat<V>(C::ln2_high), fma(power.n, splat<V>(C::ln2_low), log1p_unit(fraction))};
+}
+// At most 1.5 (float) and 1.5 (double) ulp for q in [0, 2^32].
+// log1p(q): 1 + q = 2^n (1 + f) with f = (q - (2^n - 1)) / 2^n. Below 1, f is q; q - (2^n - 1) is exact up to 2^24.
+template <class V>
+FL_FN V log1p_large(V q) {
+  using C = Coefficients<typename Value<V>::Scalar>;
+  const V scale = splat<V>(C::log_scale);
+  const PowerOfTwo<V> power = power_of_two((splat<V>(1) + q) * scale);
+  const V fraction = (q * scale - (power.scaled - scale)) * power.inverse;
+  return fma(power.n, splat<V>(C::ln2_high), fma(power.n, splat<V>(C::ln2_low), log1p_unit(fraction)));
 }
 
 // ---- The logistic loss -------------------------------------------------------------------------------------------
@@ -280,6 +301,28 @@ FL_FN V loss(const Logit<V>& logit, const TermWeights<V>& weights) {
   if (!weights.infinite) return value;
   return unless_nan(value, product(weights.positive, softplus_of(logit, /*minus=*/true)) +
                                product(weights.negative, softplus_of(logit, /*minus=*/false)));
+}
+
+// The sum of many losses whose a + b is 1: log1p(q) + linear. With q = (1 + e_1) ... (1 + e_n) - 1 their l have the sum
+// log1p(q), one logarithm for all of them. q grows by e + q e, no subtraction, so that small e keep all their digits;
+// kGroup losses leave it below 2^32.
+constexpr int kGroup = 32;
+template <class V>
+struct LossGroup {
+  V q, linear;
+};
+template <class V>
+FL_FN LossGroup<V> with(const LossGroup<V>& group, const Logit<V>& logit, const TermWeights<V>& weights) {
+  const V dominant = select(logit.z < splat<V>(0), weights.positive, weights.negative);
+  return {fma(group.q, logit.e, group.q + logit.e), add_term(dominant, -logit.minus_m, group.linear)};
+}
+template <class V>
+FL_FN LossGroup<V> joined(const LossGroup<V>& x, const LossGroup<V>& y) {
+  return {fma(x.q, y.q, x.q + y.q), x.linear + y.linear};
+}
+template <class V>
+FL_FN V loss(const LossGroup<V>& group) {
+  return log1p_large(group.q) + group.linear;
 }
 
 // At most 7.5 (float) and 7.5 (double) ulp of the larger of its two terms; 2.5 of the result for targets 0 and 1 with

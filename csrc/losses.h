@@ -218,24 +218,27 @@ static auto with_loss(Loss loss, F f) {
 // ---- An element --------------------------------------------------------------------------------------------------
 
 // Access has the inputs z(), y(), p(), w(), mask() and factor(), by which a derivative is multiplied, each asked for
-// only where the output needs it, and takes out(value), the elementwise result, and term(value), which is summed.
-// L is a loss's struct; plain: as is_plain in problem.h, which only Bce can be. Masked and ignored elements give 0.
-// kInfinite: some weight may be infinite, see TermWeights. Kernels ask for that where a loss is not finite or a result
-// is NaN: whatever infinite weights make wrong is so. Asking the weights themselves, while they are needed, would take a
-// tenth more time.
-template <Output kOutput, class L, bool kInfinite, class V, class Access>
-FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings, bool plain) {
+// only where the output needs it, and takes out(value), the elementwise result, and what is summed: term(value) or, where
+// losses are grouped, group(), to which the element is added, and group(value).
+// L is a loss's struct. Masked and ignored elements give 0.
+// kAgain: with what is rare in mind, a weight that may be infinite (see TermWeights) or groups that overflow, so that each
+// loss is summed by itself. Kernels ask for that where a loss is not finite or a result is NaN: whatever infinite weights
+// make wrong is so. Asking the weights themselves, while they are needed, would take a tenth more time.
+template <Output kOutput, class L, Terms kTerms, bool kAgain, class V, class Access>
+FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings) {
+  constexpr bool kWeighted = kTerms == Terms::kWeighted, kPlain = kTerms == Terms::kPlain,
+                 kInfinite = kAgain && kWeighted;
   const V zero = splat<V>(0);
   V y = at.y(), p = splat<V>(1), w = p;
-  TermWeights<V> terms;
   auto kept = w == w;
-  if (plain) {
-    terms = term_weights(y);
-  } else {
-    p = at.p();
-    if constexpr (kOutput != Output::kGradWeight) w = at.w();
+  if constexpr (!kPlain) {
     kept = (y != splat<V>(settings.ignore_index)) & (at.mask() != zero);
     y = smooth(y, settings.smoothing);
+  }
+  TermWeights<V> terms = term_weights(y);
+  if constexpr (kWeighted) {
+    p = at.p();
+    if constexpr (kOutput != Output::kGradWeight) w = at.w();
     terms = term_weights(y, p, L::weight(w, y, settings, kInfinite), kInfinite);
   }
   if constexpr (kOutput == Output::kCount) {
@@ -244,9 +247,14 @@ FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings, bool plain)
   }
   const Logit<V> of = logit(at.z());
   const auto factors = L::factors(of, y, settings);
-  if constexpr (has_sum(kOutput) || kOutput == Output::kLoss) {
+  if constexpr (is_grouped(kOutput, kTerms) && !kAgain) {
+    const LossGroup<V> before = at.group();
+    LossGroup<V> group = with(before, of, terms);
+    if constexpr (!kPlain) group = {select(kept, group.q, before.q), select(kept, group.linear, before.linear)};
+    at.group(group);
+  } else if constexpr (has_sum(kOutput) || kOutput == Output::kLoss) {
     V value = L::value(of, factors, terms);
-    if (!plain) value = select(kept, value, zero);
+    if constexpr (!kPlain) value = select(kept, value, zero);
     if constexpr (kOutput == Output::kLoss) at.out(value);
     if constexpr (has_sum(kOutput)) at.term(value);
   }
@@ -262,7 +270,7 @@ FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings, bool plain)
     } else {
       value = L::by_logit(of, factors, terms, y, factor, settings);
     }
-    if (!plain) value = select(kept, value, zero);
+    if constexpr (!kPlain) value = select(kept, value, zero);
     at.out(value);
   }
 }

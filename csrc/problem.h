@@ -49,22 +49,38 @@ static constexpr bool is_full(const Operand& operand, int64_t numel) {
   return operand.inner == 1 && operand.size == numel;
 }
 
-// Whether the formula is the plain one: no options, p = w = 1 and all elements kept, for an output that is worth kernels of
-// its own for this.
-static constexpr bool has_plain_kernels(Output output) {
+// What the two terms of an element are weighed by. The less there is, the less a kernel computes.
+enum class Terms : int8_t {
+  kPlain,       // the target, and every element counts
+  kUnweighted,  // the target, smoothed; elements may be left out
+  kWeighted,    // weights too, or another loss than kBce
+};
+static constexpr bool has_plain_kernels(Output output) {  // others are asked for too rarely
   return output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kLoss ||
          output == Output::kGradLogits;
 }
-static constexpr bool is_plain(const Problem& problem, Output output) {
-  return has_plain_kernels(output) && problem.weight.data == nullptr && problem.pos_weight.data == nullptr &&
-         problem.mask.data == nullptr && is_plain(problem.options);
+static constexpr Terms terms_of(const Problem& problem, Output output) {
+  if (output == Output::kCount) return Terms::kUnweighted;  // the same for every loss
+  if (!has_plain_kernels(output) || problem.options.loss != Loss::kBce || problem.weight.data != nullptr ||
+      problem.pos_weight.data != nullptr) {
+    return Terms::kWeighted;
+  }
+  return problem.mask.data == nullptr && is_plain(problem.options) ? Terms::kPlain : Terms::kUnweighted;
 }
 
-// The order of every sum, on every backend, whatever the number of threads or the grid: a chunk of kChunk elements is a
-// matrix of rows of kLanes; columns (lanes) are summed downwards one row after the other, the lanes are then folded in
-// halves (lane i += lane i + 512, then 256, ... 1), and the chunks' sums are themselves summed in the same way.
+// The order of every sum, on every backend, whatever the number of threads or the grid. A chunk of kChunk elements is a
+// matrix of rows of kLanes, whose columns are the lanes.
+// Unweighted losses make LossGroups (logistic.h), in the type of the arithmetic: each lane's, downwards; those of 4
+// neighbouring lanes are joined, neighbours first; what the groups come to is added in fp64. All else that is summed, and
+// a chunk of one element or whose groups do not come to a finite number, is added in fp64, each lane downwards.
+// What then stands side by side, of groups or of lanes, is added neighbours first: 0 and 1, 2 and 3, ... until one is left.
+// The chunks' sums are themselves summed as lanes are, until one is left.
 constexpr int64_t kLanes = 1024;
 constexpr int64_t kChunk = 8192;
+constexpr int64_t kJoined = 4;  // lanes
 constexpr int64_t chunks(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
+static constexpr bool is_grouped(Output output, Terms terms) {
+  return (output == Output::kLossSum || output == Output::kLossSumAndGrad) && terms != Terms::kWeighted;
+}
 
 }  // namespace fused_logistic

@@ -29,6 +29,7 @@ CSRC = Path(__file__).parents[1] / "csrc"
 FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-fmad=false")
 LOSSES = ["Bce", "FocalLoss"]  # the structs of csrc/losses.h, in the order of enum Loss
 Output = IntEnum("Output", "LossSum LossSumAndGrad Loss Count GradLogits GradTarget GradWeight GradPosWeight", start=0)
+Terms = IntEnum("Terms", "Plain Unweighted Weighted", start=0)
 SUMS = (Output.LossSum, Output.LossSumAndGrad, Output.Count)
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 # of the matrices, and what a weight may be of them
@@ -193,10 +194,8 @@ def run(
             out = memory.array(torch.cat([torch.zeros(offsets[2] * size, dtype=torch.uint8), raw]).numpy())
             launch.made_for_one = True
         launch.problem.out = out.addr + offsets[2] * size
-    name = kernel_name(output, problem, plan["typed"] and not general)
-    block = plan["block"]
-    if general:
-        block = 512 if problem.compute_double else 256
+    name = kernel_name(output, problem, plan["typed"] and not general, Terms(plan["terms"]))
+    block = 256 if general else plan["block"]
     if plan["grid"]:
         result.stats.append(
             module[name].launch(grid or plan["grid"], block, [bytes(launch)], mem=memory, schedule=schedule, seed=seed)
@@ -216,12 +215,14 @@ def run(
     return result
 
 
-def kernel_name(output: Output, problem: Problem, typed: bool) -> str:
+def kernel_name(output: Output, problem: Problem, typed: bool, terms: Terms) -> str:
     enum = f"(fused_logistic::Output){int(output)}"
     if typed:
         return f"typed_kernel<{enum}, {CPP[problem.logits.dtype]}, {CPP[problem.target.dtype]}>"
-    loss = "Bce" if output == Output.Count else LOSSES[problem.options.loss]  # all losses count the same elements
-    return f"general_kernel<{enum}, fused_logistic::{loss}, {'double' if problem.compute_double else 'float'}>"
+    terms = max(terms, Terms.Unweighted)  # a plain problem in rare types
+    loss = "Bce" if terms == Terms.Unweighted else LOSSES[problem.options.loss]
+    scalar = "double" if problem.compute_double else "float"
+    return f"general_kernel<{enum}, fused_logistic::{loss}, (fused_logistic::Terms){int(terms)}, {scalar}>"
 
 
 def on_cpu(output, logits, target, weight=None, pos_weight=None, mask=None, grad_output=None, mean=False,

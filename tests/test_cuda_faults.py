@@ -20,12 +20,13 @@ TYPED = """
 template __global__ void typed_kernel<Output::kLossSumAndGrad, float, float>(const Launch);
 """
 GENERAL = """
-template __global__ void general_kernel<Output::kLossSumAndGrad, Bce, float>(const Launch);
-template __global__ void general_kernel<Output::kLossSumAndGrad, FocalLoss, float>(const Launch);
+template __global__ void general_kernel<Output::kLossSumAndGrad, Bce, Terms::kUnweighted, float>(const Launch);
+template __global__ void general_kernel<Output::kLossSumAndGrad, Bce, Terms::kWeighted, float>(const Launch);
+template __global__ void general_kernel<Output::kLossSumAndGrad, FocalLoss, Terms::kWeighted, float>(const Launch);
 """
 GRADIENTS = """
 template __global__ void typed_kernel<Output::kGradLogits, float, float>(const Launch);
-template __global__ void general_kernel<Output::kGradLogits, Bce, float>(const Launch);
+template __global__ void general_kernel<Output::kGradLogits, Bce, Terms::kUnweighted, float>(const Launch);
 """
 
 
@@ -45,14 +46,16 @@ def fault(function: str, before: str, after: str = "", nth: int = 1) -> tuple[st
 FAULTS = {
     TYPED: {
         # sums
-        "no barrier before the lanes are written": fault("fold", "__syncthreads();", nth=1),
-        "no barrier after the lanes are written": fault("fold", "__syncthreads();", nth=2),
-        "no barrier between two foldings": fault("fold", "__syncthreads();", nth=3),
-        "another order of the sums": (
-            "fold",
-            [Edit("i + 2 * quarter", "i + 1 * quarter"), Edit("i + quarter", "i + 2 * quarter")],
+        "no barrier after the warps' sums are written": fault("fold", "__syncthreads();", nth=2),
+        "no barrier after the first thread's is written": fault("from_first_thread", "__syncthreads();"),
+        "another order of the sums": fault(
+            "fold", "int step = 1; step < kWarpSize; step *= 2", "int step = kWarpSize / 2; step >= 1; step /= 2"
         ),
-        "shuffle distance": fault("fold", "kWarpSize / 2", "kWarpSize / 4"),
+        "some warps left out": fault("fold", "step < kWarps", "step < kWarps / 2"),
+        "others joined": fault("folded", "joined(lanes[k], lanes[k + 1])", "joined(lanes[k], lanes[k + 2])"),
+        "groups that overflow kept": fault("finish_chunk", "!(of_groups - of_groups == 0)", "false"),
+        "a single loss in a group": fault("finish_chunk", "launch.problem.numel - chunk * kChunk == 1", "false"),
+        "a group forgets": fault("with", "group.q + logit.e", "logit.e"),
         "shuffle mask": fault("from_later_thread", "0xffffffffu", "0x0000ffffu"),
         "second stage reads too far": fault("finish_kernel", "i < count", "i <= count"),
         "second stage stops early": fault("finish_kernel", "i < count", "i < count - 1"),
@@ -62,21 +65,27 @@ FAULTS = {
         "tail taken for a whole vector": fault("typed_kernel", "last - i < N ? int(last - i) : N", "N"),
         "vectors beyond the end": fault("typed_kernel", "end <= problem.numel", "end <= problem.numel + kChunk"),
         "target's alignment not looked at": fault("typed_kernel", "is_aligned<Y, N>(target)", "true"),
-        "padding summed": fault("typed_kernel", "k < count ? double(term[k]) : 0.0", "double(term[k])"),
+        "padding grouped": fault("evaluate_pack", "if (k < count) sums", "sums"),
+        "padding summed": fault("evaluate_pack", "k < count ? double(term) : 0.0", "double(term)"),
         "lanes not cleared between chunks": (
             "typed_kernel",
-            [Edit("double lanes[N] = {};"), Edit("for (int64_t chunk", "double lanes[N] = {}; for (int64_t chunk")],
+            [
+                Edit("Sums<C, N, kGrouped> sums;"),
+                Edit("for (int64_t chunk", "Sums<C, N, kGrouped> sums; for (int64_t chunk"),
+            ],
         ),
         "a chunk left out": fault("typed_kernel", "chunk += gridDim.x", "chunk += gridDim.x + 1"),
-        "sum written by another thread": fault("typed_kernel", "threadIdx.x == 0", "threadIdx.x == 1"),
-        "gradient not scaled": fault("typed_kernel", "factor[k] : scale", "factor[k] : C(1)"),
+        "sum written by another thread": fault("finish_chunk", "threadIdx.x == 0", "threadIdx.x == 1"),
+        "gradient not scaled": fault("typed_kernel", "fill(factor, scale)", "fill(factor, C(1))"),
     },
     GENERAL: {
         # the kernel
-        "padding summed": fault("general_kernel", "k < count ? double(term[k]) : 0.0", "double(term[k])"),
+        "padding grouped": fault("evaluate_pack", "if (k < count) sums", "sums"),
+        "padding summed": fault("evaluate_pack", "k < count ? double(term) : 0.0", "double(term)"),
         "a chunk left out": fault("general_kernel", "chunk += gridDim.x", "chunk += gridDim.x + 1"),
-        "sum written by another thread": fault("general_kernel", "threadIdx.x == 0", "threadIdx.x == 1"),
-        "gradient not scaled": fault("general_kernel", "factor[k] : scale", "factor[k] : C(1)"),
+        "no barrier before the warps' sums are written": fault("fold", "__syncthreads();", nth=1),
+        "groups that overflow kept": fault("finish_chunk", "!(of_groups - of_groups == 0)", "false"),
+        "gradient not scaled": fault("general_kernel", "scale * factor[k]", "factor[k]"),
         "gradient not divided by the count": fault("general_kernel", "1 / *launch.count", "1"),
         "column does not wrap": fault("Source::read", "place + 1 == operand.size ? 0 : place + 1", "place + 1"),
         "row repeats one time too many": fault("Source::read", "++rest", "rest++"),
@@ -94,7 +103,8 @@ FAULTS = {
         ),
         "negative q, but not its sign": fault("focal", "splat<V>(constants.sign)", "splat<V>(1)"),
         "negative q not seen": fault("focal", "-at_least(minus_absolute(u)", "at_least(u"),
-        "infinite weights not asked about": fault("general_kernel", "result != result", "false"),
+        "infinite weights not asked about": fault("evaluate_pack", "result != result", "false"),
+        "left out, but grouped": fault("evaluate", "select(kept, group.q, before.q)", "group.q"),
         "q above 1 as one below": fault("focal", "exp_two_parts(x, rest, outside)", "exp_two_parts(x, rest, false)"),
     },
     GRADIENTS: {
@@ -193,6 +203,9 @@ def check_typed(module):
     check(module, logits[:, :1031], target[:, :1031], offsets=(0, 1, 0), schedule="reverse")
     check(module, logits[:, :8192], target[:, :8192], offsets=(0, 1, 0))
     check(module, *cancelling(3 * 8192 + 1031))
+    for i in range(20):
+        check(module, logits[:, i : i + 1], target[:, i : i + 1])
+    check(module, torch.full((1, 1031), 3e38), torch.zeros(1, 1031), mean=True)
     check_large_indices(module)
 
 
@@ -211,7 +224,13 @@ def check_general(module):
     check(module, logits, torch.rand(shape), weight=torch.rand(90, 1) + 1, mask=mask, gamma=2.0, alpha=0.25)
     check(module, logits, torch.where(mask, 3 * torch.rand(shape) - 1, 1e8), gamma=3.0)
     check(module, logits, (target == 1).float(), pos_weight=torch.tensor([np.inf, 1, 0]).repeat(34)[:101])
-    check(module, logits[:1], torch.rand(1, 101), label_smoothing=0.1)  # what pads the last vector would have a loss
+    for n in (1, 101):  # what pads the last vector would have a loss
+        check(module, logits[:1, :n], torch.rand(1, n), label_smoothing=0.1)
+        check(module, logits[:1, :n], torch.rand(1, n), weight=torch.rand(1, n))
+    check(module, logits, torch.rand(shape), mask=mask, mean=True, count=mask.sum().double().reshape(1))
+    check(
+        module, torch.full(shape, 3e38), torch.zeros(shape), mask=mask, mean=True, count=mask.sum().double().reshape(1)
+    )
 
 
 def check_large_indices(module):
@@ -268,7 +287,7 @@ def test_fault_is_found(kernels, name, tmp_path):
 def test_a_fault_that_has_no_place(tmp_path):
     """Code that moved out of reach is an error of its own, not a fault that was found."""
     shutil.copytree(CSRC, tmp_path / "csrc")
-    with pytest.raises(LookupError, match="3 times in the function fold"):
-        plant(tmp_path / "csrc", "fold", Edit("__syncthreads();", nth=4))
+    with pytest.raises(LookupError, match="2 times in the function fold"):
+        plant(tmp_path / "csrc", "fold", Edit("__syncthreads();", nth=3))
     with pytest.raises(LookupError, match="0 times in the function no_such_function"):
         plant(tmp_path / "csrc", "no_such_function", Edit("return"))

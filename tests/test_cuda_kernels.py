@@ -21,9 +21,11 @@ from cuda_kernels import (
     Operand,
     Output,
     Problem,
+    Terms,
     cancelling,
     check,
     compare,
+    kernel_name,
     load,
     make_logits,
     make_target,
@@ -107,6 +109,25 @@ def test_infinite_and_nan_logits(kernels, dtype):
     compare(kernels, Output.LossSum, logits[:, 3:], target[:, 3:])
 
 
+@pytest.mark.parametrize("general", [False, True], ids=["typed", "general"])
+def test_groups_that_overflow(kernels, general):
+    """Huge losses, whose sum in fp32 is infinite, are added in fp64 one by one; so is a single one."""
+    logits, target = make_logits((1, 8192 + 1029), torch.float32), make_target((1, 8192 + 1029), torch.float32)
+    logits[0, 8192 + 700 :] = 3e38
+    for output in (Output.LossSum, Output.LossSumAndGrad):
+        result = compare(kernels, output, logits, target, mean=True, general=general, offsets=(1, 0, 0))
+        assert result.sum.isfinite()
+        for n in (1, 8192, 8193):
+            compare(kernels, output, logits[:, -n:], target[:, -n:], general=general)
+            compare(kernels, output, logits[:, -n:], target[:, -n:].long(), general=general)
+    several = logits[:, :9200].reshape(92, 100), target[:, :9200].reshape(92, 100)
+    for mask in (torch.rand(100) < 0.5, torch.rand(92, 1) < 0.5):
+        compare(kernels, Output.LossSumAndGrad, *several, mask=mask, mean=True)
+    for first in (several[1][0], several[1][:, :1]):  # as a tile of a layer has them: the target is broadcast
+        expected = on_cpu(Output.LossSum, several[0], first.expand(92, 100).contiguous())
+        check(run(kernels, Output.LossSum, several[0], first), expected)
+
+
 def test_reciprocal_from_any_start_that_the_manual_allows(kernels):
     """rcp.approx may differ between GPUs within its error bound; the gradient does not."""
     logits, target = make_logits((1, 4096), torch.float32), make_target((1, 4096), torch.float32)
@@ -175,10 +196,14 @@ def test_target_types(kernels, dtype, target):
 
 
 @pytest.mark.parametrize(
-    "smoothing,ignore_index,masked", list(itertools.product([0.0, 0.1], [None, -100, 1], [False, True]))
+    "dtype,smoothing,ignore_index,masked",
+    [
+        (FLOATS[i // 3 % 4], *case)
+        for i, case in enumerate(itertools.product([0.0, 0.1], [None, -100, 1], [False, True]))
+    ],
 )
-def test_smoothing_ignored_targets_and_masks(kernels, smoothing, ignore_index, masked):
-    logits, target = make_logits((90, 101), torch.float32), make_target((90, 101), torch.int64)
+def test_smoothing_ignored_targets_and_masks(kernels, dtype, smoothing, ignore_index, masked):
+    logits, target = make_logits((90, 101), dtype), make_target((90, 101), torch.int64)
     target[::3, 5] = -100 if ignore_index == -100 else 1
     options = {"label_smoothing": smoothing, "ignore_index": ignore_index}
     options["mask"] = torch.rand(90, 101) < 0.6 if masked else None
@@ -342,7 +367,7 @@ def test_second_stage(kernels, count):
                 part = expected[row : row + 1024]
                 lanes[: len(part)] += part
             while len(lanes) > 1:
-                lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+                lanes = lanes[::2] + lanes[1::2]
             sums.append(lanes[0])
         expected = np.array(sums)
     memory = Memory()
@@ -373,10 +398,10 @@ def test_more_than_2_31_elements(kernels, total, general):
         weight, columns = 1 + torch.rand(1, n), 1 + torch.rand(31)
         operands += [window(weight), Operand(place(memory, columns, 0), CODES[torch.float32], 1, 31)]
         weights = {"weight": weight, "pos_weight": columns[torch.arange(start, total) % 31].reshape(1, n)}
-    launch = Launch(Problem(total, *operands, out=out.addr, out_dtype=1, scale=1), divisor=1, partials=partials.addr)
-    kind = "general_kernel<(fused_logistic::Output)1, fused_logistic::Bce, float>" if general else \
-        "typed_kernel<(fused_logistic::Output)1, float, float>"  # fmt: skip
+    problem = Problem(total, *operands, out=out.addr, out_dtype=1, scale=1)
     last = [chunks - 2, chunks - 1]
+    launch = Launch(problem, divisor=1, partials=partials.addr)
+    kind = kernel_name(Output.LossSumAndGrad, problem, not general, Terms.Weighted)
     kernels[kind].launch(chunks, 256, [bytes(launch)], mem=memory, blocks=last)
     expected = on_cpu(Output.LossSumAndGrad, logits, target, **weights)
     assert same_bits(torch.from_numpy(out.read()).view(1, n), expected.out)
@@ -396,9 +421,8 @@ def test_writing_out_of_bounds_is_noticed(kernels):
 # ---- What nothing executed -----------------------------------------------------------------------------------------
 
 UNEXECUTED = {
-    # loops whose number of rounds is fixed, but that the compiler unrolls for any number
-    r"for \(int i = t; i < quarter; i \+= kThreads\)": "the rounds left over",
-    r"shared\[i\] = \(shared\[i\] \+ shared": "the rounds left over",
+    # divide() is asked twice in a row whether 32 bits do, of which the second yes cannot be; the compiler puts it here
+    r"const int count = end - i < N \? int\(end - i\) : N;": "a division",
 }
 
 

@@ -8,13 +8,14 @@ namespace fused_logistic {
 namespace {
 
 // Pointers to one row (at most kLanes elements): Z the type of the logits and of the output in memory, Y of the target,
-// C of the arithmetic. Plain kernels do not read the fields from pos_weight on.
+// C of the arithmetic. Each kernel reads the fields that it needs.
 template <class C, class Z, class Y>
 struct Row {
   const Z* logits;
   const Y* target;
   Z* out;
-  C* summands;  // what the row adds to the sum
+  C* summands;    // what the row adds to the sum
+  C *q, *linear;  // or, where losses are grouped, the lanes' groups
   const C* grad_output;
   C scale;
   bool more;  // whether another row follows
@@ -38,10 +39,15 @@ struct RowAccess {
   }
   FL_METHOD void out(V value) const { store(row.out + i, value); }
   FL_METHOD void term(V value) const { store(row.summands + i, value); }
+  FL_METHOD LossGroup<V> group() const { return {load_as<V>(row.q + i), load_as<V>(row.linear + i)}; }
+  FL_METHOD void group(const LossGroup<V>& group) const {
+    store(row.q + i, group.q);
+    store(row.linear + i, group.linear);
+  }
 };
-template <Output kOutput, class L, bool kPlain, bool kInfinite, class V, class C, class Z, class Y>
+template <Output kOutput, class L, Terms kTerms, bool kAgain, class V, class C, class Z, class Y>
 FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
-  evaluate<kOutput, L, kInfinite, V>(RowAccess<kOutput, V, C, Z, Y>{row, i}, row.settings, kPlain);
+  evaluate<kOutput, L, kTerms, kAgain, V>(RowAccess<kOutput, V, C, Z, Y>{row, i}, row.settings);
 }
 
 // Asks for the lines that the next row will read and write: the hardware's own prefetching stops at each row's end,
@@ -58,20 +64,20 @@ FL_FN void prefetch_next_row(const Row<C, Z, Y>& row, int64_t i) {
 }
 
 // Always inlined: as a function of its own it would keep the row's fields in memory, a tenth slower.
-template <Output kOutput, class L, bool kPlain, bool kInfinite, class V, class C, class Z, class Y>
+template <Output kOutput, class L, Terms kTerms, bool kAgain, class V, class C, class Z, class Y>
 FL_FN void evaluate_row(const Row<C, Z, Y>& row, int64_t count) {
   constexpr int64_t w = width<V>;
   int64_t i = 0;
   for (; i + w <= count; i += w) {
     prefetch_next_row<kOutput, V>(row, i);
-    step<kOutput, L, kPlain, kInfinite, V>(row, i);
+    step<kOutput, L, kTerms, kAgain, V>(row, i);
   }
   if (i == count) return;
   // The rest, padded to a whole value: the same code, elsewhere. Padding lanes are computed and dropped.
   const int64_t n = count - i;
   Z logits[w] = {}, out[w];
   Y target[w] = {};
-  C operands[4][w] = {}, summands[w];
+  C operands[4][w] = {}, summands[w], q[w] = {}, linear[w] = {};
   memcpy(logits, row.logits + i, n * sizeof(Z));
   memcpy(target, row.target + i, n * sizeof(Y));
   Row<C, Z, Y> rest = row;
@@ -85,9 +91,19 @@ FL_FN void evaluate_row(const Row<C, Z, Y>& row, int64_t count) {
   rest.target = target;
   rest.out = out;
   rest.summands = summands;
-  step<kOutput, L, kPlain, kInfinite, V>(rest, 0);
+  rest.q = q;
+  rest.linear = linear;
+  constexpr bool kGrouped = is_grouped(kOutput, kTerms) && !kAgain;
+  if constexpr (kGrouped) {
+    memcpy(q, row.q + i, n * sizeof(C));
+    memcpy(linear, row.linear + i, n * sizeof(C));
+  }
+  step<kOutput, L, kTerms, kAgain, V>(rest, 0);
   if constexpr (has_elements(kOutput)) memcpy(row.out + i, out, n * sizeof(Z));
-  if constexpr (has_sum(kOutput)) {
+  if constexpr (kGrouped) {
+    memcpy(row.q + i, q, n * sizeof(C));
+    memcpy(row.linear + i, linear, n * sizeof(C));
+  } else if constexpr (has_sum(kOutput)) {
     memcpy(row.summands + i, summands, n * sizeof(C));
   }
 }
@@ -112,16 +128,16 @@ FL_FN bool has_nan(const C* values, int64_t count) {
 }
 
 // A function, and given a copy of the row, which would be kept in memory for its sake.
-template <Output kOutput, class L, class C>
-FL_CALLED void evaluate_row_again(const Row<C, C, C> row, int64_t count) {
-  evaluate_row<kOutput, L, /*kPlain=*/false, /*kInfinite=*/true, typename Simd<C>::Vector>(row, count);
+template <Output kOutput, class L, Terms kTerms, class C, class Z, class Y>
+FL_CALLED void evaluate_row_again(const Row<C, Z, Y> row, int64_t count) {
+  evaluate_row<kOutput, L, kTerms, /*kAgain=*/true, typename Simd<C>::Vector>(row, count);
 }
 
-// Always inlined, like evaluate_row.
-template <Output kOutput, class L, bool kPlain, class V, class C, class Z, class Y>
+// Each element by itself. Always inlined, like evaluate_row.
+template <Output kOutput, class L, Terms kTerms, class V, class C, class Z, class Y>
 FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
-  if constexpr (kPlain || kOutput == Output::kCount) {
-    evaluate_row<kOutput, L, kPlain, false, V>(row, count);
+  if constexpr (kTerms != Terms::kWeighted) {
+    evaluate_row<kOutput, L, kTerms, is_grouped(kOutput, kTerms), V>(row, count);
   } else {
     const C* logits = row.logits;
     alignas(64) C copy[kLanes];
@@ -129,11 +145,11 @@ FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
       memcpy(copy, logits, count * sizeof(C));
       logits = copy;
     }
-    evaluate_row<kOutput, L, kPlain, false, V>(row, count);
+    evaluate_row<kOutput, L, kTerms, false, V>(row, count);
     if (!has_nan(has_elements(kOutput) ? row.out : row.summands, count)) return;
     Row<C, C, C> again = row;
     again.logits = logits;
-    evaluate_row_again<kOutput, L>(again, count);
+    evaluate_row_again<kOutput, L, kTerms>(again, count);
   }
 }
 
@@ -161,43 +177,91 @@ void write(const C* values, int64_t count, DType dtype, void* out, int64_t begin
   }
 }
 
-// lanes[0] = the sum of the lanes, folded in halves; lanes from count on are zero and not looked at.
-FL_CALLED double fold(double* lanes, int64_t count) {
-  for (int64_t half = kLanes / 2; half >= 1; half /= 2) {
-    for (int64_t i = 0; i + half < count && i < half; ++i) lanes[i] += lanes[i + half];
-    if (count > half) count = half;
+// The sum of values[0 .. count), neighbours first; overwrites them and, if count is odd, the one behind.
+FL_CALLED double fold(double* values, int64_t count) {
+  using V = DoubleVector;
+  constexpr int64_t w = width<V>;
+  while (count > 1) {
+    if (count % 2 != 0) values[count++] = 0;
+    count /= 2;
+    int64_t i = 0;
+    for (; i + w <= count; i += w) {
+      const V a = load(values + 2 * i), b = load(values + 2 * i + w);
+      store(values + i, every_second<0>(a, b) + every_second<1>(a, b));
+    }
+    for (; i < count; ++i) values[i] = values[2 * i] + values[2 * i + 1];
   }
-  return lanes[0];
+  return values[0];
+}
+
+// What a chunk's groups come to, added. Lanes from `count` on are zero.
+template <class C>
+FL_CALLED double sum_of_groups(const C* q, const C* linear, int64_t count) {
+  using V = typename Simd<C>::Vector;
+  constexpr int64_t w = width<V>;
+  alignas(64) C joined_q[kLanes], joined_linear[kLanes];
+  alignas(64) double sums[kLanes / kJoined];
+  C *to_q = joined_q, *to_linear = joined_linear;
+  count = (count + kJoined * w - 1) / (kJoined * w) * (kJoined * w);
+  for (int64_t joins = kJoined; joins > 1; joins /= 2) {
+    count /= 2;
+    for (int64_t i = 0; i < count; i += w) {
+      const V q0 = load(q + 2 * i), q1 = load(q + 2 * i + w), linear0 = load(linear + 2 * i),
+              linear1 = load(linear + 2 * i + w);
+      const LossGroup<V> even = {every_second<0>(q0, q1), every_second<0>(linear0, linear1)};
+      const LossGroup<V> group = joined(even, {every_second<1>(q0, q1), every_second<1>(linear0, linear1)});
+      store(to_q + i, group.q);
+      store(to_linear + i, group.linear);
+    }
+    q = to_q, linear = to_linear;
+    to_q += count, to_linear += count;
+  }
+  for (int64_t i = 0; i < count; i += w) {
+    C values[w];
+    store(values, loss(LossGroup<V>{load(q + i), load(linear + i)}));
+    for (int64_t k = 0; k < w; ++k) sums[i + k] = double(values[k]);
+  }
+  return fold(sums, count);
 }
 
 template <class T>
 constexpr bool is_arithmetic = dtype_of<T> == DType::kFloat32 || dtype_of<T> == DType::kFloat64;
 
-template <Output kOutput, class L, bool kPlain, class C, class Z, class Y>
+template <Output kOutput, class L, Terms kTerms, class C, class Z, class Y>
 void run_chunks(const Problem& problem, int64_t first, int64_t last, double* partials) {
   // Where Z (or Y) is C, its operand may be of any type and broadcast; where it is a 16-bit type it is read in place.
   Source<C> target(problem.target, problem.numel, C(0)), logits(problem.logits, problem.numel, C(0));
   Source<C> grad_output(problem.grad_output, problem.numel, C(1));
-  Source<C> pos_weight(kPlain ? Operand() : problem.pos_weight, kPlain ? 0 : problem.numel, C(1));
-  Source<C> weight(kPlain ? Operand() : problem.weight, kPlain ? 0 : problem.numel, C(1));
-  Source<C> mask(kPlain ? Operand() : problem.mask, kPlain ? 0 : problem.numel, C(1));
+  constexpr bool kWeighted = kTerms == Terms::kWeighted, kPlain = kTerms == Terms::kPlain;
+  Source<C> pos_weight(problem.pos_weight, kWeighted ? problem.numel : 0, C(1));
+  Source<C> weight(problem.weight, kWeighted ? problem.numel : 0, C(1));
+  Source<C> mask(problem.mask, kPlain ? 0 : problem.numel, C(1));
   const bool converted = has_elements(kOutput) && problem.out_dtype != dtype_of<Z>;
   alignas(64) double lanes[kLanes];
   alignas(64) C summands[kLanes], converted_out[kLanes];
+  constexpr bool kGrouped = is_grouped(kOutput, kTerms);
+  alignas(64) C q[kGrouped ? kLanes : 1], linear[kGrouped ? kLanes : 1];
   Row<C, Z, Y> row = {};
   row.summands = summands;
+  row.q = q;
+  row.linear = linear;
   row.scale = C(problem.scale);
   if constexpr (!kPlain) row.settings = settings_of<C>(problem.options);
-  // What is summed tells of infinite weights for nothing: a chunk whose sum is not finite is done again.
-  constexpr bool kAsked = has_sum(kOutput) && kOutput != Output::kCount && !kPlain;
+  // A sum tells for nothing of infinite weights and of groups that overflow: where it is not finite, the chunk is done again.
+  constexpr bool kAsked = has_sum(kOutput) && kOutput != Output::kCount;
   const bool in_place = has_elements(kOutput) && problem.out == problem.logits.data;  // a tile of a layer
-  alignas(64) C saved[kAsked ? kChunk : 1];
+  alignas(64) Z saved[kAsked ? kChunk : 1];
   bool again = false;
 
   for (int64_t chunk = first; chunk < last; ++chunk) {
     const int64_t chunk_begin = chunk * kChunk;
     const int64_t chunk_end = chunk_begin + kChunk < problem.numel ? chunk_begin + kChunk : problem.numel;
     const int64_t filled = chunk_end - chunk_begin < kLanes ? chunk_end - chunk_begin : kLanes;
+    const bool one_by_one = again || (kGrouped && chunk_end - chunk_begin == 1);
+    if constexpr (kGrouped) {
+      memset(q, 0, sizeof(q));
+      memset(linear, 0, sizeof(linear));
+    }
     for (int64_t begin = chunk_begin; begin < chunk_end; begin += kLanes) {
       const int64_t count = chunk_end - begin < kLanes ? chunk_end - begin : kLanes;
       if constexpr (is_arithmetic<Z>) {
@@ -220,18 +284,18 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
       }
       row.more = begin + count < problem.numel;
       if constexpr (kAsked) {
-        C* const kept = saved + (begin - chunk_begin);
+        Z* const kept = saved + (begin - chunk_begin);
         if (again && in_place) row.logits = kept;
-        if (!again && in_place) memcpy(kept, row.logits, count * sizeof(C));
-        if (again) {
-          evaluate_row_again<kOutput, L>(Row<C, C, C>(row), count);
+        if (!again && in_place) memcpy(kept, row.logits, count * sizeof(Z));
+        if (one_by_one) {
+          evaluate_row_again<kOutput, L, kTerms>(row, count);
         } else {
-          evaluate_row<kOutput, L, kPlain, false, typename Simd<C>::Value>(row, count);
+          evaluate_row<kOutput, L, kTerms, false, typename Simd<C>::Value>(row, count);
         }
       } else {
-        run_row<kOutput, L, kPlain, typename Simd<C>::Value>(row, count);
+        run_row<kOutput, L, kTerms, typename Simd<C>::Value>(row, count);
       }
-      if constexpr (has_sum(kOutput)) {
+      if (has_sum(kOutput) && (!kGrouped || one_by_one)) {
         if (begin == chunk_begin) {
           for (int64_t i = 0; i < count; ++i) lanes[i] = double(summands[i]) + 0.0;  // + 0.0: never -0.0
         } else {
@@ -242,9 +306,11 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
         if (converted) write(converted_out, count, problem.out_dtype, problem.out, begin);
       }
     }
-    if constexpr (has_sum(kOutput)) partials[chunk] = fold(lanes, filled);
+    if constexpr (has_sum(kOutput)) {
+      partials[chunk] = kGrouped && !one_by_one ? sum_of_groups(q, linear, filled) : fold(lanes, filled);
+    }
     if constexpr (kAsked) {
-      again = !again && !(partials[chunk] - partials[chunk] == 0);
+      again = !one_by_one && !(partials[chunk] - partials[chunk] == 0);
       if (again) --chunk;
     }
   }
@@ -252,40 +318,42 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
 
 // Picks the storage types that are worth a kernel of their own: fp32, fp64, and the 16-bit types in place. All other
 // combinations are converted row by row, and so are these where fma is a call, beside which converting takes no time.
-template <Output kOutput, class L, bool kPlain>
+template <Output kOutput, class L, Terms kTerms>
 void run_types(const Problem& problem, int64_t first, int64_t last, double* partials) {
   const auto in_place = [&](DType dtype) {
     return !problem.compute_double && problem.logits.dtype == dtype && is_full(problem.logits, problem.numel) &&
            (!has_elements(kOutput) || problem.out_dtype == dtype);
   };
   if (problem.compute_double)
-    return run_chunks<kOutput, L, kPlain, double, double, double>(problem, first, last, partials);
-  if constexpr (kPlain && kHasFma) {
+    return run_chunks<kOutput, L, kTerms, double, double, double>(problem, first, last, partials);
+  if constexpr (kTerms == Terms::kPlain && kHasFma) {
     const DType target = is_full(problem.target, problem.numel) ? problem.target.dtype : DType::kFloat32;
     if (in_place(DType::kFloat16)) {
       return target == DType::kFloat16
-                 ? run_chunks<kOutput, L, kPlain, float, Half, Half>(problem, first, last, partials)
-                 : run_chunks<kOutput, L, kPlain, float, Half, float>(problem, first, last, partials);
+                 ? run_chunks<kOutput, L, kTerms, float, Half, Half>(problem, first, last, partials)
+                 : run_chunks<kOutput, L, kTerms, float, Half, float>(problem, first, last, partials);
     }
     if (in_place(DType::kBFloat16)) {
       return target == DType::kBFloat16
-                 ? run_chunks<kOutput, L, kPlain, float, BFloat16, BFloat16>(problem, first, last, partials)
-                 : run_chunks<kOutput, L, kPlain, float, BFloat16, float>(problem, first, last, partials);
+                 ? run_chunks<kOutput, L, kTerms, float, BFloat16, BFloat16>(problem, first, last, partials)
+                 : run_chunks<kOutput, L, kTerms, float, BFloat16, float>(problem, first, last, partials);
     }
   }
-  run_chunks<kOutput, L, kPlain, float, float, float>(problem, first, last, partials);
+  run_chunks<kOutput, L, kTerms, float, float, float>(problem, first, last, partials);
 }
 
 template <Output kOutput>
 void run_output(const Problem& problem, int64_t first, int64_t last, double* partials) {
+  const Terms terms = terms_of(problem, kOutput);
   if constexpr (has_plain_kernels(kOutput)) {
-    if (is_plain(problem, kOutput)) return run_types<kOutput, Bce, true>(problem, first, last, partials);
+    if (terms == Terms::kPlain) return run_types<kOutput, Bce, Terms::kPlain>(problem, first, last, partials);
   }
-  if constexpr (kOutput == Output::kCount) {  // the same for every loss
-    run_types<kOutput, Bce, false>(problem, first, last, partials);
-  } else {
+  if constexpr (has_plain_kernels(kOutput) || kOutput == Output::kCount) {
+    if (terms == Terms::kUnweighted) return run_types<kOutput, Bce, Terms::kUnweighted>(problem, first, last, partials);
+  }
+  if constexpr (kOutput != Output::kCount) {
     with_loss(problem.options.loss,
-              [&](auto loss) { run_types<kOutput, decltype(loss), false>(problem, first, last, partials); });
+              [&](auto loss) { run_types<kOutput, decltype(loss), Terms::kWeighted>(problem, first, last, partials); });
   }
 }
 

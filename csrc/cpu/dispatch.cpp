@@ -68,8 +68,8 @@ double ordered_sum(double* partial, int64_t count) {
       const int64_t begin = chunk * kChunk, end = begin + kChunk < count ? begin + kChunk : count;
       double lanes[kLanes] = {};
       for (int64_t i = begin; i < end; ++i) lanes[(i - begin) % kLanes] += partial[i];
-      for (int64_t half = kLanes / 2; half >= 1; half /= 2) {
-        for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+      for (int64_t left = kLanes / 2; left >= 1; left /= 2) {
+        for (int64_t i = 0; i < left; ++i) lanes[i] = lanes[2 * i] + lanes[2 * i + 1];
       }
       partial[chunk] = lanes[0];
     }

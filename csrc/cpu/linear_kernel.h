@@ -100,7 +100,7 @@ FL_FN void scale_weight(A g, const A* w, int64_t features, T* out) {
 template <Output kOutput, class C>
 void run_losses_of(const Row<C, C, C>& row, int64_t count, bool plain) {
   using V = typename Simd<C>::ValueOfFew;  // a block has 16 rows of 512 fp32 features
-  plain ? run_row<kOutput, Bce, true, V>(row, count) : run_row<kOutput, Bce, false, V>(row, count);
+  plain ? run_row<kOutput, Bce, Terms::kPlain, V>(row, count) : run_row<kOutput, Bce, Terms::kWeighted, V>(row, count);
 }
 template <class C>
 void run_losses(const Row<C, C, C>& row, int64_t count, Output output, bool plain) {
@@ -119,7 +119,7 @@ void run_losses(const Row<C, C, C>& row, int64_t count, Output output, bool plai
 template <class T, class A, class C>
 void run_parts(const LinearProblem& problem, int64_t first, int64_t last, Output output, A* sums) {
   const Problem& loss = problem.loss;
-  const bool plain = is_plain(loss, output),
+  const bool plain = terms_of(loss, output) == Terms::kPlain,
              has_grad = output == Output::kLossSumAndGrad || output == Output::kGradLogits;
   Source<C> target(loss.target, loss.numel, C(0)), grad_output(loss.grad_output, loss.numel, C(1));
   Source<C> pos_weight(loss.pos_weight, loss.numel, C(1)), weight(loss.weight, loss.numel, C(1));

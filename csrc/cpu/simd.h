@@ -268,6 +268,38 @@ FL_FN void store(Half* data, FloatVector x) {
   memcpy(data, &result, sizeof(result));
 }
 
+// Every second value of a and then of b, from the first (0) or from the second (1) on; compilers pick them one by one.
+#if defined(FL_AVX512)
+template <int kFrom>
+FL_FN FloatVector every_second(FloatVector a, FloatVector b) {
+  const __m512i first = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  return _mm512_permutex2var_ps(a, _mm512_add_epi32(first, _mm512_set1_epi32(kFrom)), b);
+}
+template <int kFrom>
+FL_FN DoubleVector every_second(DoubleVector a, DoubleVector b) {
+  const __m512i first = _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0);
+  return _mm512_permutex2var_pd(a, _mm512_add_epi64(first, _mm512_set1_epi64(kFrom)), b);
+}
+#elif defined(FL_AVX2)
+template <int kFrom>
+FL_FN FloatVector every_second(FloatVector a, FloatVector b) {
+  const __m256d by_half = _mm256_castps_pd(_mm256_shuffle_ps(a, b, kFrom == 0 ? 0x88 : 0xdd));
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(by_half, 0xd8));
+}
+template <int kFrom>
+FL_FN DoubleVector every_second(DoubleVector a, DoubleVector b) {
+  return _mm256_permute4x64_pd(_mm256_shuffle_pd(a, b, kFrom == 0 ? 0x0 : 0xf), 0xd8);
+}
+#else
+template <int kFrom, class V>
+FL_FN V every_second(V a, V b) {
+  constexpr int w = sizeof(V) / sizeof(a[0]);
+  V result = a;
+  for (int k = 0; k < w; ++k) result[k] = 2 * k < w ? a[(2 * k + kFrom) % w] : b[(2 * k + kFrom) % w];
+  return result;
+}
+#endif
+
 // ---- What one step of a kernel works on --------------------------------------------------------------------------
 
 // Vectors of C (float or double), and how many go through the formula side by side, by measurements with AVX2 (fp64 has

@@ -33,14 +33,21 @@ Kernel kernel(const Problem& problem, bool is_typed) {
       }
     }
   }
-  const auto general = [&](auto loss) -> Kernel {
-    using L = decltype(loss);
-    return problem.compute_double ? general_kernel<kOutput, L, double> : general_kernel<kOutput, L, float>;
-  };
-  if constexpr (kOutput == Output::kCount) {  // the same for every loss
-    return general(Bce{});
+  constexpr bool kHasUnweighted = has_plain_kernels(kOutput) || kOutput == Output::kCount;
+  if constexpr (kHasUnweighted) {  // a plain problem in rare types, too
+    if (terms_of(problem, kOutput) != Terms::kWeighted) {
+      return problem.compute_double ? general_kernel<kOutput, Bce, Terms::kUnweighted, double>
+                                    : general_kernel<kOutput, Bce, Terms::kUnweighted, float>;
+    }
+  }
+  if constexpr (kOutput == Output::kCount) {
+    return nullptr;  // it has no weights
   } else {
-    return with_loss(problem.options.loss, general);
+    return with_loss(problem.options.loss, [&](auto loss) -> Kernel {
+      using L = decltype(loss);
+      return problem.compute_double ? general_kernel<kOutput, L, Terms::kWeighted, double>
+                                    : general_kernel<kOutput, L, Terms::kWeighted, float>;
+    });
   }
 }
 

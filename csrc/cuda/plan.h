@@ -27,14 +27,20 @@ constexpr bool has_typed_kernel(const Problem& problem, Output output) {
   const bool half = logits == DType::kFloat16 || logits == DType::kBFloat16;
   const bool types =
       target == logits || target == DType::kUInt8 || target == DType::kInt64 || (half && target == DType::kFloat32);
-  return types && is_plain(problem, output) && is_full(problem.logits, problem.numel) &&
+  return types && terms_of(problem, output) == Terms::kPlain && is_full(problem.logits, problem.numel) &&
          is_full(problem.target, problem.numel) && problem.compute_double == (logits == DType::kFloat64) &&
          (!has_elements(output) || problem.out_dtype == logits);
 }
 
+// Neighbouring elements of a thread: what 16 bytes hold of them, and at least the lanes that are joined.
+constexpr int per_thread(int bytes) { return bytes > 4 ? int(kJoined) : 16 / bytes; }
+template <class T>
+constexpr int kPerThread = per_thread(sizeof(T));
+
 struct Plan {
+  Terms terms;
   bool typed;            // typed_kernel, else general_kernel
-  int per_thread;        // neighbouring elements of a thread: the most that 16 bytes hold
+  int per_thread;        // neighbouring elements of a thread
   int block;             // threads: one for per_thread of the kLanes lanes
   int64_t grid;          // blocks, each of which takes chunks blockIdx.x, blockIdx.x + grid, ...; 0: nothing to launch
   int64_t partials;      // doubles of workspace
@@ -45,17 +51,18 @@ struct Plan {
 // multiprocessors: of the device. It decides how many blocks there are, and changes no bit of any result.
 constexpr Plan plan(const Problem& problem, Output output, int multiprocessors) {
   Plan p = {};
+  p.terms = terms_of(problem, output);
   p.typed = has_typed_kernel(problem, output);
-  p.per_thread = 16 / size_of(p.typed                  ? problem.logits.dtype
-                              : problem.compute_double ? DType::kFloat64
-                                                       : DType::kFloat32);
+  p.per_thread = per_thread(size_of(p.typed                  ? problem.logits.dtype
+                                    : problem.compute_double ? DType::kFloat64
+                                                             : DType::kFloat32));
   p.block = int(kLanes) / p.per_thread;
   const int64_t most = int64_t(multiprocessors) * 32;  // more blocks than are resident: the last ones even out
   p.grid = chunks(problem.numel) < most ? chunks(problem.numel) : most;
   // One chunk: its block writes the result itself.
   p.finish = has_sum(output) && chunks(problem.numel) != 1;
   p.partials = p.finish ? chunks(problem.numel) : 0;
-  p.shared_bytes = has_sum(output) ? kLanes * 8 : 0;
+  p.shared_bytes = !has_sum(output) ? 0 : is_grouped(output, p.terms) ? 33 * 8 : 32 * 8;
   return p;
 }
 

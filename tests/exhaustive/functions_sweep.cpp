@@ -12,6 +12,7 @@ enum Function {
   kLog1pUnit,
   kLog1pRatio,
   kLogUnit,
+  kLog1pLarge,
   kSigmaMinus,
   kLoss,
   kGradLogit,
@@ -24,9 +25,9 @@ enum Function {
   kCount
 };
 constexpr const char* kNames[] = {
-    "exp_nonpositive", "exp_two_parts", "log1p_unit",       "log1p_ratio",       "log_unit",
-    "sigma_minus",     "loss",          "grad_logit",       "grad_target",       "grad_pos_weight",
-    "focal",           "focal_loss",    "focal_grad_logit", "focal_grad_target",
+    "exp_nonpositive", "exp_two_parts", "log1p_unit", "log1p_ratio",      "log_unit",
+    "log1p_large",     "sigma_minus",   "loss",       "grad_logit",       "grad_target",
+    "grad_pos_weight", "focal",         "focal_loss", "focal_grad_logit", "focal_grad_target",
 };
 static_assert(sizeof(kNames) / sizeof(*kNames) == kCount, "");
 
@@ -48,6 +49,11 @@ void check_log(T u, Report& report) {
   const fl::TwoParts<T> log = fl::log_unit(u);
   const Wide error = (Wide)log.high + (Wide)log.low - E::log(u);
   report.of[kLogUnit].update(double((error < 0 ? -error : error) * E::power(E::bits)), u);
+}
+
+template <class T>
+void check_large(T q, Report& report) {
+  report.of[kLog1pLarge].update(ulps<T>(fl::log1p_large(q), Exact<T>::log1p(q)), q);
 }
 
 template <class T>
@@ -151,7 +157,8 @@ void check_elements(long count, std::mt19937_64& random, Report& report) {
     constexpr double kGammas[] = {0, 0.5, 1, 2, 2.7, 5, 8};
     check_focal<T>(logit(), target(), kGammas[random() % 7], report);
     const bool positive = random() % 2;
-    const T x = T(positive ? uniform(0, 80) : -uniform(0, 80)), rest = T(uniform(-0.5, 0.5) * ldexp(double(x), -Exact<T>::bits));
+    const T x = T(positive ? uniform(0, 80) : -uniform(0, 80)),
+            rest = T(uniform(-0.5, 0.5) * ldexp(double(x), -Exact<T>::bits));
     const auto sum = (typename Exact<T>::Wide)x + rest;
     report.of[kExpTwoParts].update(ulps<T>(fl::exp_two_parts(x, rest, positive), Exact<T>::exp(sum)), x);
   }
@@ -176,6 +183,7 @@ Report sweep_float(uint32_t stride, long count) {
     for (uint64_t bits = uint64_t(thread) * stride; bits <= 0x7f800000u; bits += uint64_t(kThreads) * stride) {
       check_exp(-fl::bit_cast<float>(uint32_t(bits)), report);
       if (bits <= 0x3f800000u) check_unit(fl::bit_cast<float>(uint32_t(bits)), report);
+      if (bits <= 0x4f800000u) check_large(fl::bit_cast<float>(uint32_t(bits)), report);                      // to 2^32
       if (bits > 0x3f800000u && bits <= 0x5e800000u) check_log(fl::bit_cast<float>(uint32_t(bits)), report);  // to 2^62
     }
     std::mt19937_64 random(thread);
@@ -191,6 +199,7 @@ Report sweep_double(long count) {
       check_exp(-ldexp(mantissa, int(random() % 72) - 62), report);
       check_exp(-745 * (mantissa - 1), report);
       check_log(ldexp(mantissa, int(random() % 62)), report);
+      check_large(ldexp(mantissa, int(random() % 40) - 8), report);
       check_unit(ldexp(mantissa, -1 - int(random() % (i % 8 ? 4 : 1060))), report);
     }
     check_unit(1.0, report);
