@@ -226,17 +226,16 @@ static auto with_loss(Loss loss, F f) {
 // make wrong is so. Asking the weights themselves, while they are needed, would take a tenth more time.
 template <Output kOutput, class L, Terms kTerms, bool kAgain, class V, class Access>
 FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings) {
-  constexpr bool kWeighted = kTerms == Terms::kWeighted, kPlain = kTerms == Terms::kPlain,
-                 kInfinite = kAgain && kWeighted;
+  constexpr bool kHasOptions = has_options(kTerms), kInfinite = kAgain && has_weights(kTerms);
   const V zero = splat<V>(0);
   V y = at.y(), p = splat<V>(1), w = p;
   auto kept = w == w;
-  if constexpr (!kPlain) {
+  if constexpr (kHasOptions) {
     kept = (y != splat<V>(settings.ignore_index)) & (at.mask() != zero);
     y = smooth(y, settings.smoothing);
   }
   TermWeights<V> terms = term_weights(y);
-  if constexpr (kWeighted) {
+  if constexpr (has_weights(kTerms)) {
     p = at.p();
     if constexpr (kOutput != Output::kGradWeight) w = at.w();
     terms = term_weights(y, p, L::weight(w, y, settings, kInfinite), kInfinite);
@@ -250,11 +249,11 @@ FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings) {
   if constexpr (is_grouped(kOutput, kTerms) && !kAgain) {
     const LossGroup<V> before = at.group();
     LossGroup<V> group = with(before, of, terms);
-    if constexpr (!kPlain) group = {select(kept, group.q, before.q), select(kept, group.linear, before.linear)};
+    if constexpr (kHasOptions) group = {select(kept, group.q, before.q), select(kept, group.linear, before.linear)};
     at.group(group);
   } else if constexpr (has_sum(kOutput) || kOutput == Output::kLoss) {
     V value = L::value(of, factors, terms);
-    if constexpr (!kPlain) value = select(kept, value, zero);
+    if constexpr (kHasOptions) value = select(kept, value, zero);
     if constexpr (kOutput == Output::kLoss) at.out(value);
     if constexpr (has_sum(kOutput)) at.term(value);
   }
@@ -270,7 +269,7 @@ FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings) {
     } else {
       value = L::by_logit(of, factors, terms, y, factor, settings);
     }
-    if constexpr (!kPlain) value = select(kept, value, zero);
+    if constexpr (kHasOptions) value = select(kept, value, zero);
     at.out(value);
   }
 }

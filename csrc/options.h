@@ -20,10 +20,10 @@ struct Options {
   double gamma = 0, alpha = 1, alpha_opposite = 1;
 };
 
-// Whether they leave the formula the logistic loss itself, targets as they are and all elements kept. static: a file built
-// for one instruction set must not lend its copy to the others.
+// Whether targets are taken as they are and all elements kept. static: a file built for one instruction set must not lend
+// its copy to the others.
 static constexpr bool is_plain(const Options& options) {
-  return options.label_smoothing == 0 && !options.has_ignore_index && options.loss == Loss::kBce;
+  return options.label_smoothing == 0 && !options.has_ignore_index;
 }
 
 // ---- As the ops' last arguments ------------------------------------------------------------------------------------

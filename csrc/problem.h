@@ -49,23 +49,27 @@ static constexpr bool is_full(const Operand& operand, int64_t numel) {
   return operand.inner == 1 && operand.size == numel;
 }
 
-// What the two terms of an element are weighed by. The less there is, the less a kernel computes.
+// What the two terms of an element are weighed by. The less there is, the less a kernel computes; one with more in it gives
+// the same bits for targets in [0, 1].
 enum class Terms : int8_t {
-  kPlain,       // the target, and every element counts
-  kUnweighted,  // the target, smoothed; elements may be left out
-  kWeighted,    // weights too, or another loss than kBce
+  kPlain,    // the target, and every element counts
+  kOptions,  // the target, smoothed; elements may be left out
+  kWeights,  // the target and weights, or another loss than kBce; every element counts
+  kAll,
 };
+static constexpr bool has_options(Terms terms) { return terms == Terms::kOptions || terms == Terms::kAll; }
+static constexpr bool has_weights(Terms terms) { return terms >= Terms::kWeights; }
 static constexpr bool has_plain_kernels(Output output) {  // others are asked for too rarely
   return output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kLoss ||
          output == Output::kGradLogits;
 }
 static constexpr Terms terms_of(const Problem& problem, Output output) {
-  if (output == Output::kCount) return Terms::kUnweighted;  // the same for every loss
-  if (!has_plain_kernels(output) || problem.options.loss != Loss::kBce || problem.weight.data != nullptr ||
-      problem.pos_weight.data != nullptr) {
-    return Terms::kWeighted;
-  }
-  return problem.mask.data == nullptr && is_plain(problem.options) ? Terms::kPlain : Terms::kUnweighted;
+  if (output == Output::kCount) return Terms::kOptions;  // the same for every loss
+  if (!has_plain_kernels(output)) return Terms::kAll;
+  const bool weights =
+      problem.options.loss != Loss::kBce || problem.weight.data != nullptr || problem.pos_weight.data != nullptr;
+  const bool options = problem.mask.data != nullptr || !is_plain(problem.options);
+  return weights ? (options ? Terms::kAll : Terms::kWeights) : options ? Terms::kOptions : Terms::kPlain;
 }
 
 // The order of every sum, on every backend, whatever the number of threads or the grid. A chunk of kChunk elements is a
@@ -80,7 +84,7 @@ constexpr int64_t kChunk = 8192;
 constexpr int64_t kJoined = 4;  // lanes
 constexpr int64_t chunks(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
 static constexpr bool is_grouped(Output output, Terms terms) {
-  return (output == Output::kLossSum || output == Output::kLossSumAndGrad) && terms != Terms::kWeighted;
+  return (output == Output::kLossSum || output == Output::kLossSumAndGrad) && !has_weights(terms);
 }
 
 }  // namespace fused_logistic

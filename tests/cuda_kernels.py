@@ -29,7 +29,7 @@ CSRC = Path(__file__).parents[1] / "csrc"
 FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-fmad=false")
 LOSSES = ["Bce", "FocalLoss"]  # the structs of csrc/losses.h, in the order of enum Loss
 Output = IntEnum("Output", "LossSum LossSumAndGrad Loss Count GradLogits GradTarget GradWeight GradPosWeight", start=0)
-Terms = IntEnum("Terms", "Plain Unweighted Weighted", start=0)
+Terms = IntEnum("Terms", "Plain Options Weights All", start=0)
 SUMS = (Output.LossSum, Output.LossSumAndGrad, Output.Count)
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 # of the matrices, and what a weight may be of them
@@ -219,8 +219,8 @@ def kernel_name(output: Output, problem: Problem, typed: bool, terms: Terms) -> 
     enum = f"(fused_logistic::Output){int(output)}"
     if typed:
         return f"typed_kernel<{enum}, {CPP[problem.logits.dtype]}, {CPP[problem.target.dtype]}>"
-    terms = max(terms, Terms.Unweighted)  # a plain problem in rare types
-    loss = "Bce" if terms == Terms.Unweighted else LOSSES[problem.options.loss]
+    terms = Terms.All if terms >= Terms.Weights else Terms.Options  # each includes the one before
+    loss = "Bce" if terms == Terms.Options else LOSSES[problem.options.loss]
     scalar = "double" if problem.compute_double else "float"
     return f"general_kernel<{enum}, fused_logistic::{loss}, (fused_logistic::Terms){int(terms)}, {scalar}>"
 

@@ -20,13 +20,13 @@ TYPED = """
 template __global__ void typed_kernel<Output::kLossSumAndGrad, float, float>(const Launch);
 """
 GENERAL = """
-template __global__ void general_kernel<Output::kLossSumAndGrad, Bce, Terms::kUnweighted, float>(const Launch);
-template __global__ void general_kernel<Output::kLossSumAndGrad, Bce, Terms::kWeighted, float>(const Launch);
-template __global__ void general_kernel<Output::kLossSumAndGrad, FocalLoss, Terms::kWeighted, float>(const Launch);
+template __global__ void general_kernel<Output::kLossSumAndGrad, Bce, Terms::kOptions, float>(const Launch);
+template __global__ void general_kernel<Output::kLossSumAndGrad, Bce, Terms::kAll, float>(const Launch);
+template __global__ void general_kernel<Output::kLossSumAndGrad, FocalLoss, Terms::kAll, float>(const Launch);
 """
 GRADIENTS = """
 template __global__ void typed_kernel<Output::kGradLogits, float, float>(const Launch);
-template __global__ void general_kernel<Output::kGradLogits, Bce, Terms::kUnweighted, float>(const Launch);
+template __global__ void general_kernel<Output::kGradLogits, Bce, Terms::kOptions, float>(const Launch);
 """
 
 

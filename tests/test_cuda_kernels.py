@@ -401,7 +401,7 @@ def test_more_than_2_31_elements(kernels, total, general):
     problem = Problem(total, *operands, out=out.addr, out_dtype=1, scale=1)
     last = [chunks - 2, chunks - 1]
     launch = Launch(problem, divisor=1, partials=partials.addr)
-    kind = kernel_name(Output.LossSumAndGrad, problem, not general, Terms.Weighted)
+    kind = kernel_name(Output.LossSumAndGrad, problem, not general, Terms.All)
     kernels[kind].launch(chunks, 256, [bytes(launch)], mem=memory, blocks=last)
     expected = on_cpu(Output.LossSumAndGrad, logits, target, **weights)
     assert same_bits(torch.from_numpy(out.read()).view(1, n), expected.out)

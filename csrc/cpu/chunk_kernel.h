@@ -136,7 +136,7 @@ FL_CALLED void evaluate_row_again(const Row<C, Z, Y> row, int64_t count) {
 // Each element by itself. Always inlined, like evaluate_row.
 template <Output kOutput, class L, Terms kTerms, class V, class C, class Z, class Y>
 FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
-  if constexpr (kTerms != Terms::kWeighted) {
+  if constexpr (!has_weights(kTerms)) {
     evaluate_row<kOutput, L, kTerms, is_grouped(kOutput, kTerms), V>(row, count);
   } else {
     const C* logits = row.logits;
@@ -232,10 +232,9 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   // Where Z (or Y) is C, its operand may be of any type and broadcast; where it is a 16-bit type it is read in place.
   Source<C> target(problem.target, problem.numel, C(0)), logits(problem.logits, problem.numel, C(0));
   Source<C> grad_output(problem.grad_output, problem.numel, C(1));
-  constexpr bool kWeighted = kTerms == Terms::kWeighted, kPlain = kTerms == Terms::kPlain;
-  Source<C> pos_weight(problem.pos_weight, kWeighted ? problem.numel : 0, C(1));
-  Source<C> weight(problem.weight, kWeighted ? problem.numel : 0, C(1));
-  Source<C> mask(problem.mask, kPlain ? 0 : problem.numel, C(1));
+  Source<C> pos_weight(problem.pos_weight, has_weights(kTerms) ? problem.numel : 0, C(1));
+  Source<C> weight(problem.weight, has_weights(kTerms) ? problem.numel : 0, C(1));
+  Source<C> mask(problem.mask, has_options(kTerms) ? problem.numel : 0, C(1));
   const bool converted = has_elements(kOutput) && problem.out_dtype != dtype_of<Z>;
   alignas(64) double lanes[kLanes];
   alignas(64) C summands[kLanes], converted_out[kLanes];
@@ -246,7 +245,7 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   row.q = q;
   row.linear = linear;
   row.scale = C(problem.scale);
-  if constexpr (!kPlain) row.settings = settings_of<C>(problem.options);
+  if constexpr (kTerms != Terms::kPlain) row.settings = settings_of<C>(problem.options);
   // A sum tells for nothing of infinite weights and of groups that overflow: where it is not finite, the chunk is done again.
   constexpr bool kAsked = has_sum(kOutput) && kOutput != Output::kCount;
   const bool in_place = has_elements(kOutput) && problem.out == problem.logits.data;  // a tile of a layer
@@ -277,11 +276,11 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
         row.target = static_cast<const Y*>(problem.target.data) + begin;
       }
       if constexpr (takes_grad_output(kOutput)) row.grad_output = grad_output.row(begin, count);
-      if constexpr (!kPlain) {
+      if constexpr (has_weights(kTerms)) {
         row.pos_weight = pos_weight.row(begin, count);
         row.weight = weight.row(begin, count);
-        row.mask = mask.row(begin, count);
       }
+      if constexpr (has_options(kTerms)) row.mask = mask.row(begin, count);
       row.more = begin + count < problem.numel;
       if constexpr (kAsked) {
         Z* const kept = saved + (begin - chunk_begin);
@@ -324,8 +323,10 @@ void run_types(const Problem& problem, int64_t first, int64_t last, double* part
     return !problem.compute_double && problem.logits.dtype == dtype && is_full(problem.logits, problem.numel) &&
            (!has_elements(kOutput) || problem.out_dtype == dtype);
   };
-  if (problem.compute_double)
-    return run_chunks<kOutput, L, kTerms, double, double, double>(problem, first, last, partials);
+  if (problem.compute_double) {  // rare: one kernel less
+    constexpr Terms terms = kTerms == Terms::kWeights ? Terms::kAll : kTerms;
+    return run_chunks<kOutput, L, terms, double, double, double>(problem, first, last, partials);
+  }
   if constexpr (kTerms == Terms::kPlain && kHasFma) {
     const DType target = is_full(problem.target, problem.numel) ? problem.target.dtype : DType::kFloat32;
     if (in_place(DType::kFloat16)) {
@@ -345,15 +346,21 @@ void run_types(const Problem& problem, int64_t first, int64_t last, double* part
 template <Output kOutput>
 void run_output(const Problem& problem, int64_t first, int64_t last, double* partials) {
   const Terms terms = terms_of(problem, kOutput);
-  if constexpr (has_plain_kernels(kOutput)) {
-    if (terms == Terms::kPlain) return run_types<kOutput, Bce, Terms::kPlain>(problem, first, last, partials);
-  }
-  if constexpr (has_plain_kernels(kOutput) || kOutput == Output::kCount) {
-    if (terms == Terms::kUnweighted) return run_types<kOutput, Bce, Terms::kUnweighted>(problem, first, last, partials);
-  }
-  if constexpr (kOutput != Output::kCount) {
-    with_loss(problem.options.loss,
-              [&](auto loss) { run_types<kOutput, decltype(loss), Terms::kWeighted>(problem, first, last, partials); });
+  const auto run_first = [&]<class L, Terms... kTerms>(L) {  // that computes all that is asked for
+    (void)((terms <= kTerms && (run_types<kOutput, L, kTerms>(problem, first, last, partials), true)) || ...);
+  };
+  if constexpr (kOutput == Output::kCount) {
+    run_first.template operator()<Bce, Terms::kOptions>({});
+  } else {
+    with_loss(problem.options.loss, [&]<class L>(L loss) {
+      if constexpr (!has_plain_kernels(kOutput)) {
+        run_first.template operator()<L, Terms::kAll>(loss);
+      } else if constexpr (!std::is_same_v<L, Bce>) {
+        run_first.template operator()<L, Terms::kWeights, Terms::kAll>(loss);
+      } else {
+        run_first.template operator()<L, Terms::kPlain, Terms::kOptions, Terms::kWeights, Terms::kAll>(loss);
+      }
+    });
   }
 }
 

@@ -100,7 +100,7 @@ FL_FN void scale_weight(A g, const A* w, int64_t features, T* out) {
 template <Output kOutput, class C>
 void run_losses_of(const Row<C, C, C>& row, int64_t count, bool plain) {
   using V = typename Simd<C>::ValueOfFew;  // a block has 16 rows of 512 fp32 features
-  plain ? run_row<kOutput, Bce, Terms::kPlain, V>(row, count) : run_row<kOutput, Bce, Terms::kWeighted, V>(row, count);
+  plain ? run_row<kOutput, Bce, Terms::kPlain, V>(row, count) : run_row<kOutput, Bce, Terms::kAll, V>(row, count);
 }
 template <class C>
 void run_losses(const Row<C, C, C>& row, int64_t count, Output output, bool plain) {

@@ -33,11 +33,12 @@ Kernel kernel(const Problem& problem, bool is_typed) {
       }
     }
   }
+  // options or not: here they cost little beside the rest
   constexpr bool kHasUnweighted = has_plain_kernels(kOutput) || kOutput == Output::kCount;
-  if constexpr (kHasUnweighted) {  // a plain problem in rare types, too
-    if (terms_of(problem, kOutput) != Terms::kWeighted) {
-      return problem.compute_double ? general_kernel<kOutput, Bce, Terms::kUnweighted, double>
-                                    : general_kernel<kOutput, Bce, Terms::kUnweighted, float>;
+  if constexpr (kHasUnweighted) {
+    if (!has_weights(terms_of(problem, kOutput))) {
+      return problem.compute_double ? general_kernel<kOutput, Bce, Terms::kOptions, double>
+                                    : general_kernel<kOutput, Bce, Terms::kOptions, float>;
     }
   }
   if constexpr (kOutput == Output::kCount) {
@@ -45,8 +46,8 @@ Kernel kernel(const Problem& problem, bool is_typed) {
   } else {
     return with_loss(problem.options.loss, [&](auto loss) -> Kernel {
       using L = decltype(loss);
-      return problem.compute_double ? general_kernel<kOutput, L, Terms::kWeighted, double>
-                                    : general_kernel<kOutput, L, Terms::kWeighted, float>;
+      return problem.compute_double ? general_kernel<kOutput, L, Terms::kAll, double>
+                                    : general_kernel<kOutput, L, Terms::kAll, float>;
     });
   }
 }

@@ -128,7 +128,7 @@ FL_DEVICE void evaluate_pack(const C (&z)[N], const C (&y)[N], const C (&p)[N], 
     if constexpr (kGrouped) group = sums.lanes[k];
     const ElementAccess<C> element = {z[k], y[k], p[k], w[k], kept[k], factor[k], values[k], term, group};
     evaluate<kOutput, L, kTerms, kCareful, C>(element, settings);
-    if constexpr (kTerms == Terms::kWeighted && !kCareful) {
+    if constexpr (has_weights(kTerms) && !kCareful) {
       const C result = has_elements(kOutput) ? values[k] : term;
       if (result != result) evaluate<kOutput, L, kTerms, /*kAgain=*/true, C>(element, settings);
     }
@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(kLanes / kPerThread<C>, 1) general_kernel(cons
       target.read(problem.target, numel, i, count, y);
       mask.read(problem.mask, numel, i, count, kept);
       if constexpr (kOutput != Output::kCount) logits.read(problem.logits, numel, i, count, z);
-      if constexpr (kTerms == Terms::kWeighted) {
+      if constexpr (has_weights(kTerms)) {
         weight.read(problem.weight, numel, i, count, w);
         pos_weight.read(problem.pos_weight, numel, i, count, p);
       }
