@@ -128,7 +128,9 @@ struct Settings {
 };
 template <class S>
 FL_FN Settings<S> settings_of(const Options& options) {
-  return {S(options.label_smoothing), options.has_ignore_index ? S(options.ignore_index) : S(__builtin_nan("")),
+  // -0 instead of 0: y + 0 would make a target of -0 another than where nothing is smoothed
+  const S smoothing = options.label_smoothing == 0 ? S(-0.0) : S(options.label_smoothing);
+  return {smoothing, options.has_ignore_index ? S(options.ignore_index) : S(__builtin_nan("")),
           focal_constants<S>(options.gamma, options.alpha, options.alpha_opposite)};
 }
 template <class V>

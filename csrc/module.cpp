@@ -43,7 +43,7 @@ py::dict cuda_plan(const std::string& bytes, int output, int multiprocessors) {
   const Plan p = plan(problem, Output(output), multiprocessors);
   return py::dict(py::arg("terms") = int(p.terms), py::arg("typed") = p.typed, py::arg("per_thread") = p.per_thread,
                   py::arg("block") = p.block, py::arg("grid") = p.grid, py::arg("partials") = p.partials,
-                  py::arg("finish") = p.finish, py::arg("shared_bytes") = p.shared_bytes);
+                  py::arg("finish") = p.finish);
 }
 
 }  // namespace

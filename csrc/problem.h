@@ -49,8 +49,8 @@ static constexpr bool is_full(const Operand& operand, int64_t numel) {
   return operand.inner == 1 && operand.size == numel;
 }
 
-// What the two terms of an element are weighed by. The less there is, the less a kernel computes; one with more in it gives
-// the same bits for targets in [0, 1].
+// What the two terms of an element are weighed by. The less there is, the less a kernel computes; one with more in it gives an
+// element the same bits for targets in [0, 1].
 enum class Terms : int8_t {
   kPlain,    // the target, and every element counts
   kOptions,  // the target, smoothed; elements may be left out

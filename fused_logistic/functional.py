@@ -81,8 +81,8 @@ def binary_cross_entropy_with_logits(
     Returns:
         A scalar, or a tensor of the shape of ``input`` for ``reduction="none"``. Its dtype is the target's if that is a
         floating type, else the input's; under autocast float32. fp16 and bf16 are computed in fp32. Sums are made in
-        fp64 in a fixed order: the same bits for any number of threads. ``input``, ``target``, ``weight`` and
-        ``pos_weight`` are differentiable.
+        a fixed order, in fp64 but for 32 losses at a time: the same bits for any number of threads. ``input``,
+        ``target``, ``weight`` and ``pos_weight`` are differentiable.
 
     Raises:
         TypeError: an argument is not a tensor, or ``mask`` is not bool.

@@ -108,6 +108,9 @@ class _Tiled:
 
         if m.positives is not None:
             self.background = m.target.new_zeros(1, 1)  # the target of all that is not positive
+            if not Options(*self.options).zero_is_free and m.weight is None and m.pos_weight is None:
+                # with weights losses are added one by one, so that those which sparse() subtracts again leave nothing
+                m.weight = torch.ones(1, 1, device=self.device)
             self.first_positives = self.sort_by_tile(m.positives)
 
         self.logits = self.empty(self.tile_rows, self.tile_labels, self.tile_dtype)

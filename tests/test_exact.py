@@ -112,6 +112,16 @@ def test_same_bits_on_every_isa(dtype, weighted, isa):
         assert same_bits(ours, baseline)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_a_target_of_minus_0(dtype, isa):
+    """The same zeros, whichever options and weights there are: none of the kernels takes it for +0."""
+    logits, target = torch.tensor([-200.0, -1.0, 0.0, 200.0], dtype=dtype), torch.full((4,), -0.0, dtype=dtype)
+    plain = elements(logits, target)
+    ones, true = torch.ones(4), torch.ones(4, dtype=torch.bool)
+    for options in ({"weight": ones}, {"mask": true}, {"weight": ones, "mask": true}, {"ignore_index": -5}):
+        assert all(same_bits(a, b) for a, b in zip(elements(logits, target, **options), plain, strict=True)), options
+
+
 SIZES = [*range(71), 1023, 1024, 1025, _C.CHUNK - 1, _C.CHUNK, _C.CHUNK + 1, 3 * _C.CHUNK + 17, 200_001]
 
 

@@ -39,13 +39,12 @@ constexpr int kPerThread = per_thread(sizeof(T));
 
 struct Plan {
   Terms terms;
-  bool typed;            // typed_kernel, else general_kernel
-  int per_thread;        // neighbouring elements of a thread
-  int block;             // threads: one for per_thread of the kLanes lanes
-  int64_t grid;          // blocks, each of which takes chunks blockIdx.x, blockIdx.x + grid, ...; 0: nothing to launch
-  int64_t partials;      // doubles of workspace
-  bool finish;           // whether finish_kernel (one block of kLanes threads) has to follow
-  int64_t shared_bytes;  // static shared memory of a block
+  bool typed;        // typed_kernel, else general_kernel
+  int per_thread;    // neighbouring elements of a thread
+  int block;         // threads: one for per_thread of the kLanes lanes
+  int64_t grid;      // blocks, each of which takes chunks blockIdx.x, blockIdx.x + grid, ...; 0: nothing to launch
+  int64_t partials;  // doubles of workspace
+  bool finish;       // whether finish_kernel (one block of kLanes threads) has to follow
 };
 
 // multiprocessors: of the device. It decides how many blocks there are, and changes no bit of any result.
@@ -62,7 +61,6 @@ constexpr Plan plan(const Problem& problem, Output output, int multiprocessors) 
   // One chunk: its block writes the result itself.
   p.finish = has_sum(output) && chunks(problem.numel) != 1;
   p.partials = p.finish ? chunks(problem.numel) : 0;
-  p.shared_bytes = !has_sum(output) ? 0 : is_grouped(output, p.terms) ? 33 * 8 : 32 * 8;
   return p;
 }
 
