@@ -120,6 +120,9 @@ def test_groups_that_overflow(kernels, general):
         for n in (1, 8192, 8193):
             compare(kernels, output, logits[:, -n:], target[:, -n:], general=general)
             compare(kernels, output, logits[:, -n:], target[:, -n:].long(), general=general)
+    double = logits[:, -1029:].double()
+    double[0, 3:5] = torch.tensor([np.inf, -np.inf])
+    compare(kernels, Output.LossSumAndGrad, double, target[:, -1029:].double(), general=general)
     several = logits[:, :9200].reshape(92, 100), target[:, :9200].reshape(92, 100)
     for mask in (torch.rand(100) < 0.5, torch.rand(92, 1) < 0.5):
         compare(kernels, Output.LossSumAndGrad, *several, mask=mask, mean=True)
