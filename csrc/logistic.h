@@ -305,7 +305,7 @@ FL_FN V loss(const Logit<V>& logit, const TermWeights<V>& weights) {
 
 // The sum of many losses whose a + b is 1: log1p(q) + linear. With q = (1 + e_1) ... (1 + e_n) - 1 their l have the sum
 // log1p(q), one logarithm for all of them. q grows by e + q e, no subtraction, so that small e keep all their digits;
-// kGroup losses leave it below 2^32.
+// kGroup losses, at most, leave it below 2^32.
 constexpr int kGroup = 32;
 template <class V>
 struct LossGroup {

@@ -217,6 +217,8 @@ static auto with_loss(Loss loss, F f) {
   }
 }
 
+static_assert(kJoined * kChunk / kLanes <= kGroup, "a group has no more losses than its q has room for");
+
 // ---- An element --------------------------------------------------------------------------------------------------
 
 // Access has the inputs z(), y(), p(), w(), mask() and factor(), by which a derivative is multiplied, each asked for

@@ -1,27 +1,41 @@
-"""The CUDA kernels' launch geometry; a sample of them compiled for other architectures, executed as PTX."""
+"""The CUDA kernels' launch geometry; a sample of them, also for other architectures, executed as PTX."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import same_bits
 from cuda_kernels import (
     CODES,
     COLUMNS,
     ROWS,
     SUMS,
+    Launch,
     Operand,
     Output,
     Problem,
+    cancelling,
+    check,
     compare,
     load,
     make_logits,
     make_target,
     make_weight,
+    on_cpu,
+    place,
+    run,
 )
+from ptx import Memory, PtxError
 
 from fused_logistic import _C
 
 SAMPLE = Path(__file__).with_name("cuda_sample.cu")
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return load(80, SAMPLE)
 
 
 def test_plan():
@@ -57,3 +71,37 @@ def test_other_architectures(arch):
     compare(module, Output.GradTarget, logits, target, out_dtype=bfloat16, **weights)
     logits, target = make_logits((ROWS, COLUMNS), bfloat16), make_target((ROWS, COLUMNS), float32)
     compare(module, Output.LossSumAndGrad, logits, target, gamma=1.7, alpha=0.25, **weights)
+
+
+def test_reciprocal_from_any_start_that_the_manual_allows(kernels):
+    """rcp.approx may differ between GPUs within its error bound; the gradient does not."""
+    logits, target = make_logits((1, 4096), torch.float32), make_target((1, 4096), torch.float32)
+    expected = on_cpu(Output.LossSumAndGrad, logits, target)
+    memory = Memory()
+    out, total = memory.empty(4096, np.float32), memory.empty(1, np.float64)
+    full = [Operand(place(memory, tensor, 0), CODES[torch.float32], 1, 4096) for tensor in (logits, target)]
+    problem = Problem(4096, *full, out=out.addr, out_dtype=CODES[torch.float32], scale=1)
+    launch = Launch(problem, divisor=1, result=total.addr, result_dtype=CODES[torch.float64])
+    kernel = kernels["typed_kernel<(fused_logistic::Output)1, float, float>"]
+    for seed in range(3):
+        kernel.launch(1, 256, [bytes(launch)], mem=memory, approx_noise=True, seed=seed)
+        assert same_bits(torch.from_numpy(out.read()), expected.out.view(-1))
+        assert total.read()[0] == expected.sum.item()
+
+
+def test_writing_out_of_bounds_is_noticed(kernels):
+    """The harness has teeth: one element less of memory than the problem says is an error."""
+    memory = Memory()
+    logits = memory.array(np.zeros(9, np.float32), readonly=True)
+    full = Operand(logits.addr, CODES[torch.float32], 1, 10)
+    launch = Launch(Problem(10, full, full, out=memory.empty(10, np.float32).addr, out_dtype=1), divisor=1)
+    with pytest.raises(PtxError):
+        kernels["typed_kernel<(fused_logistic::Output)2, float, float>"].launch(1, 256, [bytes(launch)], mem=memory)
+
+
+@pytest.mark.parametrize("schedule", ["lockstep", "serial", "reverse", "random"])
+def test_same_bits_for_every_grid_and_schedule(kernels, schedule):
+    logits, target = cancelling(5 * 8192 + 77)
+    expected = on_cpu(Output.LossSumAndGrad, logits, target)
+    for grid in (1, 2, 6, 9) if schedule == "lockstep" else (3,):
+        check(run(kernels, Output.LossSumAndGrad, logits, target, grid=grid, schedule=schedule, seed=grid), expected)

@@ -195,6 +195,16 @@ __global__ void __launch_bounds__(kLanes / kPerThread<Z>, 1) typed_kernel(const 
       evaluate_pack<kOutput, Bce, Terms::kPlain, false>(z, y, ones, ones, ones, factor, count, Settings<C>{}, values,
                                                         sums);
     };
+    const auto ragged = [&](auto use) {  // as many elements as there are, wherever they lie
+#pragma unroll 1
+      for (int64_t i = begin; i < last; i += kLanes) {
+        const int count = last - i < N ? int(last - i) : N;
+        C z[N], y[N], values[N];
+        load(logits + i, count, z);
+        load(target + i, count, y);
+        use(i, count, z, y, values);
+      }
+    };
     if (aligned && end <= problem.numel) {
 #pragma unroll 2
       for (int64_t i = begin; i < end; i += kLanes) {
@@ -205,28 +215,18 @@ __global__ void __launch_bounds__(kLanes / kPerThread<Z>, 1) typed_kernel(const 
         if constexpr (has_elements(kOutput)) store_pack(out + i, values);
       }
     } else {
-#pragma unroll 1
-      for (int64_t i = begin; i < last; i += kLanes) {
-        const int count = last - i < N ? int(last - i) : N;
-        C z[N], y[N], values[N];
-        load(logits + i, count, z);
-        load(target + i, count, y);
+      ragged([&](int64_t i, int count, const C(&z)[N], const C(&y)[N], C(&values)[N]) {
         step(i, count, z, y, values);
         if constexpr (has_elements(kOutput)) store(out + i, count, values);
-      }
+      });
     }
     if constexpr (has_sum(kOutput)) {
       finish_chunk<kGrouped>(launch, chunk, sums, [&] {
         Sums<C, N, false> one_by_one;
-#pragma unroll 1
-        for (int64_t i = begin; i < last; i += kLanes) {
-          const int count = last - i < N ? int(last - i) : N;
-          C z[N], y[N], values[N];
-          load(logits + i, count, z);
-          load(target + i, count, y);
+        ragged([&](int64_t, int count, const C(&z)[N], const C(&y)[N], C(&values)[N]) {
           evaluate_pack<Output::kLossSum, Bce, Terms::kPlain, true>(z, y, ones, ones, ones, factor, count,
                                                                     Settings<C>{}, values, one_by_one);
-        }
+        });
         return one_by_one.folded();
       });
     }
