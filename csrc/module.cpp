@@ -33,17 +33,18 @@ void apply(uintptr_t address, int64_t count, Function function) {
 }
 
 // A Problem comes as its bytes: the tests that execute the PTX hand the same bytes to the kernels.
-py::dict cuda_plan(const std::string& bytes, int output, int multiprocessors) {
+py::dict cuda_plan(const std::string& bytes, int output) {
   Problem problem;
   if (bytes.size() != sizeof(problem)) {
     throw std::invalid_argument("cuda_plan: expected a Problem of " + std::to_string(sizeof(problem)) + " bytes, got " +
                                 std::to_string(bytes.size()));
   }
   std::memcpy(&problem, bytes.data(), sizeof(problem));
-  const Plan p = plan(problem, Output(output), multiprocessors);
-  return py::dict(py::arg("terms") = int(p.terms), py::arg("typed") = p.typed, py::arg("per_thread") = p.per_thread,
-                  py::arg("block") = p.block, py::arg("grid") = p.grid, py::arg("partials") = p.partials,
-                  py::arg("finish") = p.finish);
+  const Plan p = plan(problem, Output(output));
+  const Layouts layouts = layouts_of(problem);
+  return py::dict(py::arg("terms") = int(p.terms), py::arg("typed") = p.typed, py::arg("block") = kThreads,
+                  py::arg("grid") = p.grid, py::arg("partials") = p.partials, py::arg("finish") = p.finish,
+                  py::arg("layouts") = py::bytes(reinterpret_cast<const char*>(&layouts), sizeof(layouts)));
 }
 
 }  // namespace
@@ -59,11 +60,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("empty_cache", &empty_cache, "Return the memory kept for the next large result to the system.");
   m.def("cached_bytes", &cached_bytes, "How many bytes are kept for the next large results.");
   m.def(
-      "cuda_plan",
-      [](const py::bytes& problem, int output, int multiprocessors) {
-        return cuda_plan(problem, output, multiprocessors);
-      },
-      py::arg("problem"), py::arg("output"), py::arg("multiprocessors"), "The launch of a CUDA kernel (cuda/plan.h).");
+      "cuda_plan", [](const py::bytes& problem, int output) { return cuda_plan(problem, output); }, py::arg("problem"),
+      py::arg("output"), "The launch of a CUDA kernel (cuda/plan.h).");
   m.attr("CHUNK") = kChunk;
   m.attr("LANES") = kLanes;
   m.attr("COMPILER") = __VERSION__;

@@ -11,6 +11,7 @@ from collections import Counter
 from enum import IntEnum
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import grad_arguments, loss_arguments, same_bits
@@ -47,7 +48,7 @@ CODES = {
     torch.int32: 7,
     torch.int64: 8,
 }
-CPP = ["double", "float", "fused_logistic::Half", "fused_logistic::BFloat16", "unsigned char", "", "", "", "long"]
+CPP = ["double", "float", "fused_logistic::Half", "fused_logistic::BFloat16", "unsigned char"]
 
 
 class Operand(ctypes.Structure):
@@ -86,11 +87,18 @@ class Problem(ctypes.Structure):
     ]
 
 
+class Layout(ctypes.Structure):
+    """csrc/cuda/plan.h"""
+
+    _fields_ = [("reading", ctypes.c_int8), ("divisions", ctypes.c_uint32 * 4)]
+
+
 class Launch(ctypes.Structure):
     """csrc/cuda/kernels.h"""
 
     _fields_ = [
         ("problem", Problem),
+        ("layouts", Layout * 5),
         ("count", ctypes.c_uint64),
         ("divisor", ctypes.c_double),
         ("partials", ctypes.c_uint64),
@@ -144,9 +152,8 @@ def run(
     out_dtype=None,
     result_dtype=torch.float64,
     offsets=(0, 0, 0),  # of logits, target and output from an aligned address, in elements
-    multiprocessors=1,
-    grid=None,
-    general=False,  # general_kernel even where there is a typed one
+    shift=0,  # the same of weights and mask
+    general=False,  # a kernel for operands of any type even where there is one that knows them
     schedule="lockstep",
     seed=0,
     count=None,
@@ -156,7 +163,7 @@ def run(
     memory, result, shape = Memory(), Result(), logits.shape
     out_dtype = out_dtype or logits.dtype
     tensors = (logits, target, weight, pos_weight, mask, grad_output)
-    places = (*offsets[:2], 1, 1, 1, 0)
+    places = (*offsets[:2], shift, shift, shift, shift)
     problem = Problem(
         logits.numel(),
         *[operand(memory, tensor, shape, offset) for tensor, offset in zip(tensors, places, strict=True)],
@@ -176,15 +183,12 @@ def run(
         count = run(module, Output.Count, logits, target, mask=mask, ignore_index=ignore_index).sum
     divisor = logits.numel() if mean and count is None else 1
     problem.scale = 1 / divisor
-    plan = _C.cuda_plan(bytes(problem), int(output), multiprocessors)
-    launch = Launch(problem, divisor=divisor, result_dtype=CODES[result_dtype])
+    launch = Launch(divisor=divisor, result_dtype=CODES[result_dtype])
     if count is not None:
         launch.count = place(memory, count, 0)
     if output in SUMS:
         scalar = memory.empty(torch.empty(0, dtype=result_dtype).element_size(), "u1")
         launch.result = scalar.addr
-    if plan["partials"]:
-        launch.partials = memory.empty(plan["partials"], "f8").addr
     if output not in (Output.LossSum, Output.Count):
         size = torch.empty(0, dtype=out_dtype).element_size()
         if made is None:
@@ -193,12 +197,14 @@ def run(
             raw = made.contiguous().view(-1).view(torch.uint8)
             out = memory.array(torch.cat([torch.zeros(offsets[2] * size, dtype=torch.uint8), raw]).numpy())
             launch.made_for_one = True
-        launch.problem.out = out.addr + offsets[2] * size
-    name = kernel_name(output, problem, plan["typed"] and not general, Terms(plan["terms"]))
-    block = 256 if general else plan["block"]
+        problem.out = out.addr + offsets[2] * size
+    plan = planned(launch, problem, output)
+    if plan["partials"]:
+        launch.partials = memory.empty(plan["partials"], "f8").addr
+    kernel = module[kernel_name(output, problem, plan["typed"] and not general, Terms(plan["terms"]))]
     if plan["grid"]:
         result.stats.append(
-            module[name].launch(grid or plan["grid"], block, [bytes(launch)], mem=memory, schedule=schedule, seed=seed)
+            kernel.launch(plan["grid"], plan["block"], [bytes(launch)], mem=memory, schedule=schedule, seed=seed)
         )
     if plan["finish"]:
         finish = module["finish_kernel"]
@@ -215,14 +221,54 @@ def run(
     return result
 
 
+def planned(launch: Launch, problem: Problem, output: Output) -> dict:
+    """Puts the problem into the launch; -> the plan of csrc/cuda/plan.h."""
+    plan = _C.cuda_plan(bytes(problem), int(output))
+    launch.problem = problem
+    launch.layouts = (Layout * 5).from_buffer_copy(plan["layouts"])
+    return plan
+
+
 def kernel_name(output: Output, problem: Problem, typed: bool, terms: Terms) -> str:
-    enum = f"(fused_logistic::Output){int(output)}"
+    target = problem.target.dtype
     if typed:
-        return f"typed_kernel<{enum}, {CPP[problem.logits.dtype]}, {CPP[problem.target.dtype]}>"
-    terms = Terms.All if terms >= Terms.Weights else Terms.Options  # each includes the one before
-    loss = "Bce" if terms == Terms.Options else LOSSES[problem.options.loss]
-    scalar = "double" if problem.compute_double else "float"
-    return f"general_kernel<{enum}, fused_logistic::{loss}, (fused_logistic::Terms){int(terms)}, {scalar}>"
+        logits, known = CPP[problem.logits.dtype], [problem.logits.dtype]
+        if terms == Terms.Plain:
+            known.append(CODES[torch.uint8])
+        other = "unsigned char, long" + (", float" if problem.logits.dtype in (2, 3) else "")
+        types = f"Typed<{logits}, fused_logistic::Types<{CPP[target] if target in known else other}> >"
+    else:
+        terms = max(terms, Terms.Options)
+        types = f"General<{'double' if problem.compute_double else 'float'}>"
+    loss = "Bce" if terms <= Terms.Options else LOSSES[problem.options.loss]
+    enums = f"(fused_logistic::Output){int(output)}, fused_logistic::{loss}, (fused_logistic::Terms){int(terms)}"
+    return f"elements_kernel<{enums}, fused_logistic::{types} >"
+
+
+def second_stage(module, partials) -> float:
+    """The result of finish_kernel of the chunks' sums."""
+    memory = Memory()
+    buffer, out = memory.array(partials), memory.empty(1, "f8")
+    launch = Launch(Problem(_C.CHUNK * len(partials)), divisor=1, partials=buffer.addr, result=out.addr)
+    module["finish_kernel"].launch(1, _C.LANES, [bytes(launch)], mem=memory)
+    return float(out.read()[0])
+
+
+def ordered_sum(partials: np.ndarray) -> float:
+    """The same by csrc/problem.h."""
+    while len(partials) > 1:
+        sums = []
+        for begin in range(0, len(partials), _C.CHUNK):
+            chunk = partials[begin : begin + _C.CHUNK]
+            lanes = np.zeros(_C.LANES)
+            for row in range(0, len(chunk), _C.LANES):
+                part = chunk[row : row + _C.LANES]
+                lanes[: len(part)] += part
+            while len(lanes) > 1:
+                lanes = lanes[::2] + lanes[1::2]
+            sums.append(lanes[0])
+        partials = np.array(sums)
+    return float(partials[0]) if len(partials) else 0.0
 
 
 def on_cpu(output, logits, target, weight=None, pos_weight=None, mask=None, grad_output=None, mean=False,

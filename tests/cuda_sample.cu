@@ -3,15 +3,26 @@
 
 namespace fused_logistic {
 
-template __global__ void typed_kernel<Output::kLossSumAndGrad, float, float>(const Launch);
-template __global__ void typed_kernel<Output::kLossSumAndGrad, double, uint8_t>(const Launch);
-template __global__ void typed_kernel<Output::kLossSumAndGrad, Half, Half>(const Launch);
-template __global__ void typed_kernel<Output::kLossSumAndGrad, BFloat16, BFloat16>(const Launch);
-template __global__ void typed_kernel<Output::kGradLogits, BFloat16, float>(const Launch);
-template __global__ void typed_kernel<Output::kLoss, float, float>(const Launch);
-template __global__ void general_kernel<Output::kLossSumAndGrad, Bce, Terms::kAll, float>(const Launch);
-template __global__ void general_kernel<Output::kGradTarget, Bce, Terms::kAll, double>(const Launch);
-template __global__ void general_kernel<Output::kLossSumAndGrad, FocalLoss, Terms::kAll, float>(const Launch);
-template __global__ void general_kernel<Output::kLossSumAndGrad, Bce, Terms::kOptions, float>(const Launch);
+template <class Z>
+using Same = Typed<Z, Types<Z>>;
+template <class Z>
+using Other = Typed<Z, OtherTargets<Z>>;
+constexpr Output kOnePass = Output::kLossSumAndGrad;
+
+template __global__ void elements_kernel<kOnePass, Bce, Terms::kPlain, Same<float>>(const Launch);
+template __global__ void elements_kernel<kOnePass, Bce, Terms::kPlain, Typed<double, Types<uint8_t>>>(const Launch);
+template __global__ void elements_kernel<kOnePass, Bce, Terms::kPlain, Same<Half>>(const Launch);
+template __global__ void elements_kernel<kOnePass, Bce, Terms::kPlain, Same<BFloat16>>(const Launch);
+template __global__ void elements_kernel<Output::kGradLogits, Bce, Terms::kPlain, Other<BFloat16>>(const Launch);
+template __global__ void elements_kernel<Output::kLoss, Bce, Terms::kPlain, Same<float>>(const Launch);
+template __global__ void elements_kernel<kOnePass, Bce, Terms::kOptions, Same<float>>(const Launch);
+template __global__ void elements_kernel<kOnePass, Bce, Terms::kOptions, Other<Half>>(const Launch);
+template __global__ void elements_kernel<kOnePass, Bce, Terms::kOptions, Same<BFloat16>>(const Launch);
+template __global__ void elements_kernel<kOnePass, Bce, Terms::kAll, Same<float>>(const Launch);
+template __global__ void elements_kernel<kOnePass, Bce, Terms::kAll, Same<BFloat16>>(const Launch);
+template __global__ void elements_kernel<kOnePass, FocalLoss, Terms::kAll, Same<float>>(const Launch);
+template __global__ void elements_kernel<kOnePass, FocalLoss, Terms::kAll, Other<BFloat16>>(const Launch);
+template __global__ void elements_kernel<kOnePass, Bce, Terms::kAll, General<float>>(const Launch);
+template __global__ void elements_kernel<Output::kGradTarget, Bce, Terms::kAll, General<double>>(const Launch);
 
 }  // namespace fused_logistic

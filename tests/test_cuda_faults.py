@@ -4,6 +4,7 @@ A fault names the C++ function it is in, and what of it is replaced, so that it 
 another file or line. Only the copy has it, compiled for CUDA; the CPU kernels that it is compared with do not.
 """
 
+import functools
 import re
 import shutil
 from typing import NamedTuple
@@ -12,22 +13,38 @@ import numpy as np
 import pytest
 import torch
 from conftest import same_bits
-from cuda_kernels import CODES, CSRC, Launch, Operand, Output, Problem, cancelling, load, on_cpu, run
+from cuda_kernels import (
+    CODES,
+    CSRC,
+    Launch,
+    Operand,
+    Output,
+    Problem,
+    cancelling,
+    load,
+    on_cpu,
+    ordered_sum,
+    planned,
+    run,
+    second_stage,
+)
 from ptx import Memory, PtxError
 
 # What is compiled for a fault, and checked.
-TYPED = """
-template __global__ void typed_kernel<Output::kLossSumAndGrad, float, float>(const Launch);
-"""
-GENERAL = """
-template __global__ void general_kernel<Output::kLossSumAndGrad, Bce, Terms::kOptions, float>(const Launch);
-template __global__ void general_kernel<Output::kLossSumAndGrad, Bce, Terms::kAll, float>(const Launch);
-template __global__ void general_kernel<Output::kLossSumAndGrad, FocalLoss, Terms::kAll, float>(const Launch);
-"""
-GRADIENTS = """
-template __global__ void typed_kernel<Output::kGradLogits, float, float>(const Launch);
-template __global__ void general_kernel<Output::kGradLogits, Bce, Terms::kOptions, float>(const Launch);
-"""
+KERNEL = "template __global__ void elements_kernel<Output::{}>(const Launch);\n"
+PLAIN = KERNEL.format("kLossSumAndGrad, Bce, Terms::kPlain, Typed<float, Types<float>>")
+TYPED = "".join(
+    KERNEL.format(f"kLossSumAndGrad, Bce, {kernel}")
+    for kernel in ("Terms::kOptions, Typed<float, OtherTargets<float>>", "Terms::kAll, Typed<float, Types<float>>")
+)
+GENERAL = "".join(
+    KERNEL.format(f"kLossSumAndGrad, {kernel}, General<float>")
+    for kernel in ("Bce, Terms::kOptions", "Bce, Terms::kAll", "FocalLoss, Terms::kAll")
+)
+GRADIENTS = "".join(
+    KERNEL.format(f"kGradLogits, Bce, {kernel}")
+    for kernel in ("Terms::kPlain, Typed<float, Types<float>>", "Terms::kOptions, General<float>")
+)
 
 
 class Edit(NamedTuple):
@@ -44,15 +61,16 @@ def fault(function: str, before: str, after: str = "", nth: int = 1) -> tuple[st
 
 
 FAULTS = {
-    TYPED: {
+    PLAIN: {
         # sums
+        "no barrier before the warps' sums are written": fault("fold", "__syncthreads();", nth=1),
         "no barrier after the warps' sums are written": fault("fold", "__syncthreads();", nth=2),
         "no barrier after the first thread's is written": fault("from_first_thread", "__syncthreads();"),
         "another order of the sums": fault(
             "fold", "int step = 1; step < kWarpSize; step *= 2", "int step = kWarpSize / 2; step >= 1; step /= 2"
         ),
         "some warps left out": fault("fold", "step < kWarps", "step < kWarps / 2"),
-        "others joined": fault("folded", "joined(lanes[k], lanes[k + 1])", "joined(lanes[k], lanes[k + 2])"),
+        "others joined": fault("folded", "joined(lanes[0], lanes[1])", "joined(lanes[0], lanes[2])"),
         "groups that overflow kept": fault("finish_chunk", "!(of_groups - of_groups == 0)", "false"),
         "a single loss in a group": fault("finish_chunk", "launch.problem.numel - chunk * kChunk == 1", "false"),
         "a group forgets": fault("with", "group.q + logit.e", "logit.e"),
@@ -61,32 +79,42 @@ FAULTS = {
         "second stage stops early": fault("finish_kernel", "i < count", "i < count - 1"),
         "mean not divided": fault("write_result", "sum / (", "sum + 0 * ("),
         # the kernel
-        "32-bit index": fault("typed_kernel", "begin = chunk * kChunk", "begin = int(chunk * kChunk)"),
-        "tail taken for a whole vector": fault("typed_kernel", "last - i < N ? int(last - i) : N", "N"),
-        "vectors beyond the end": fault("typed_kernel", "end <= problem.numel", "end <= problem.numel + kChunk"),
-        "target's alignment not looked at": fault("typed_kernel", "is_aligned<Y, N>(target)", "true"),
+        "32-bit index": fault("elements_kernel", "begin = chunk * kChunk", "begin = int(chunk * kChunk)"),
+        "tail taken for a whole vector": fault("elements_kernel", "end - i < N ? int(end - i) : N", "N"),
+        "vectors beyond the end": fault("elements_kernel", "next <= problem.numel", "next <= problem.numel + kChunk"),
+        "one row for another": fault("elements_kernel", "of[row]);", "of[row ^ 1]);", nth=2),
         "padding grouped": fault("evaluate_pack", "if (k < count) sums", "sums"),
         "padding summed": fault("evaluate_pack", "k < count ? double(term) : 0.0", "double(term)"),
-        "lanes not cleared between chunks": (
-            "typed_kernel",
-            [
-                Edit("Sums<C, N, kGrouped> sums;"),
-                Edit("for (int64_t chunk", "Sums<C, N, kGrouped> sums; for (int64_t chunk"),
-            ],
-        ),
-        "a chunk left out": fault("typed_kernel", "chunk += gridDim.x", "chunk += gridDim.x + 1"),
         "sum written by another thread": fault("finish_chunk", "threadIdx.x == 0", "threadIdx.x == 1"),
-        "gradient not scaled": fault("typed_kernel", "fill(factor, scale)", "fill(factor, C(1))"),
+        "gradient not scaled": fault("elements_kernel", "of.factor[k] : scale", "of.factor[k] : C(1)"),
+    },
+    TYPED: {
+        "column does not wrap": fault("Source::read", "place = group -", "place = group - 0 *"),
+        "columns of another matrix": fault(
+            "Source::read", "group, operand.size, layout.by_size", "group, operand.size, layout.by_inner"
+        ),
+        "a row's value for the first element only": fault("Source::read", "out[k] = out[0]", "out[k] = C(1)"),
+        "gathered by vectors": fault("Source::read", "reading != Reading::kGathered", "true"),
+        "row by row for one value": fault("Source::read", "reading == Reading::kShared", "false"),
+        "division by the next power of 2": fault("quotient", "__umulhi(x, by.multiplier)", "0 * by.multiplier"),
+        "a type for another": fault("with_type", "dtype == dtype_of<T>", "true"),
+        "target not read by its type": fault(
+            "elements_kernel",
+            "load(typename T::Target{}, problem.target, of.y)",
+            "load(typename T::Logits{}, problem.logits, of.y)",
+        ),
+        "mask not read": fault(
+            "elements_kernel", "mask.template read<kWhole>(problem.mask", "mask.template read<kWhole>(problem.target"
+        ),
+        "infinite weights not asked about": fault("evaluate_pack", "result != result", "false"),
     },
     GENERAL: {
         # the kernel
         "padding grouped": fault("evaluate_pack", "if (k < count) sums", "sums"),
         "padding summed": fault("evaluate_pack", "k < count ? double(term) : 0.0", "double(term)"),
-        "a chunk left out": fault("general_kernel", "chunk += gridDim.x", "chunk += gridDim.x + 1"),
-        "no barrier before the warps' sums are written": fault("fold", "__syncthreads();", nth=1),
         "groups that overflow kept": fault("finish_chunk", "!(of_groups - of_groups == 0)", "false"),
-        "gradient not scaled": fault("general_kernel", "scale * factor[k]", "factor[k]"),
-        "gradient not divided by the count": fault("general_kernel", "1 / *launch.count", "1"),
+        "gradient not scaled": fault("elements_kernel", "of.factor[k] : scale", "of.factor[k] : C(1)"),
+        "gradient not divided by the count": fault("elements_kernel", "1 / *launch.count", "1"),
         "column does not wrap": fault("Source::read", "place + 1 == operand.size ? 0 : place + 1", "place + 1"),
         "row repeats one time too many": fault("Source::read", "++rest", "rest++"),
         # an element
@@ -108,11 +136,12 @@ FAULTS = {
         "q above 1 as one below": fault("focal", "exp_two_parts(x, rest, outside)", "exp_two_parts(x, rest, false)"),
     },
     GRADIENTS: {
-        "finished though not made": fault("is_finished", "launch.made_for_one", "true"),
-        "finished for any grad_output": fault("is_finished", "grad_output.value == C(1)", "true"),
-        "finished for one grad_output an element": fault("is_finished", "grad_output.constant", "true"),
-        "never finished, typed": fault("typed_kernel", "return;", ";"),
-        "never finished, general": fault("general_kernel", "return;", ";"),
+        "finished though not made": fault("elements_kernel", "launch.made_for_one", "true"),
+        "finished for any grad_output": fault("elements_kernel", "grad_output.value == C(1)", "true"),
+        "finished for one grad_output an element": fault(
+            "elements_kernel", "launch.layouts.grad_output.reading == Reading::kConstant", "true"
+        ),
+        "never finished": fault("elements_kernel", "return;", ";"),
     },
 }
 
@@ -186,7 +215,7 @@ def build(folder, kernels, function="", edits=()):
 # ---- The checks ----------------------------------------------------------------------------------------------------
 
 
-def check(module, logits, target, **options):
+def both_agree(module, logits, target, **options):
     result, expected = (
         call(*a, Output.LossSumAndGrad, logits, target, **options) for call, a in ((run, [module]), (on_cpu, []))
     )
@@ -196,39 +225,56 @@ def check(module, logits, target, **options):
 # A few cases of test_cuda_kernels.py each.
 
 
-def check_typed(module):
+def check_plain(module):
     torch.manual_seed(0)
     logits, target = 4 * torch.randn(1, 3 * 8192 + 1031), torch.rand(1, 3 * 8192 + 1031)
-    check(module, logits, target, mean=True, grid=1)
-    check(module, logits[:, :1031], target[:, :1031], offsets=(0, 1, 0), schedule="reverse")
-    check(module, logits[:, :8192], target[:, :8192], offsets=(0, 1, 0))
-    check(module, *cancelling(3 * 8192 + 1031))
+    both_agree(module, logits, target, mean=True)
+    both_agree(module, logits[:, :1031], target[:, :1031], schedule="reverse")
+    both_agree(module, *cancelling(3 * 8192 + 1031))
     for i in range(20):
-        check(module, logits[:, i : i + 1], target[:, i : i + 1])
-    check(module, torch.full((1, 1031), 3e38), torch.zeros(1, 1031), mean=True)
+        both_agree(module, logits[:, i : i + 1], target[:, i : i + 1])
+    both_agree(module, torch.full((1, 1031), 3e38), torch.zeros(1, 1031), mean=True)
+    partials = torch.randn(2 * 8192, dtype=torch.float64).numpy()
+    assert second_stage(module, partials) == ordered_sum(partials)
     check_large_indices(module)
 
 
+def check_typed(module):
+    """Rows of 100, which vectors do not leave, and of 101."""
+    torch.manual_seed(0)
+    for columns in (100, 101):
+        logits, target = 4 * torch.randn(90, columns), torch.rand(90, columns)
+        weights = [1 + torch.rand(size) for size in ((90, 1), (columns,), (90, columns))]
+        masks = [torch.rand(size) < 0.7 for size in ((90, 1), (columns,), (90, columns))]
+        for turn in range(3):
+            both_agree(module, logits, target, weight=weights[turn], pos_weight=weights[turn - 1], mask=masks[turn - 2])
+            both_agree(module, logits, target > 0.5, mask=masks[turn], label_smoothing=0.1)
+            both_agree(module, logits, (target > 0.5).long(), mask=masks[turn], label_smoothing=0.1)
+        infinite = torch.tensor([np.inf, 1, 0]).repeat(34)[:columns]
+        both_agree(module, logits, (target > 0.5).float(), pos_weight=infinite)
+
+
 def check_general(module):
+    agree = functools.partial(both_agree, general=True)
     torch.manual_seed(0)
     shape = (90, 101)
     logits, target = 4 * torch.randn(shape), torch.randint(0, 2, shape)
     target[::3, 7] = -100
     mask = torch.rand(shape) < 0.7
-    check(
+    agree(
         module, logits, target, weight=torch.rand(90, 1) + 1, pos_weight=3 * torch.rand(101) + 1, mask=mask, mean=True,
-        label_smoothing=0.1, ignore_index=-100, count=(mask & (target != -100)).sum().double().reshape(1), grid=1,
+        label_smoothing=0.1, ignore_index=-100, count=(mask & (target != -100)).sum().double().reshape(1),
     )  # fmt: skip
     soft = torch.where(target == -100, 2.0, torch.rand(shape))
-    check(module, logits, soft, label_smoothing=0.1, gamma=1.5, alpha=0.25)
-    check(module, logits, torch.rand(shape), weight=torch.rand(90, 1) + 1, mask=mask, gamma=2.0, alpha=0.25)
-    check(module, logits, torch.where(mask, 3 * torch.rand(shape) - 1, 1e8), gamma=3.0)
-    check(module, logits, (target == 1).float(), pos_weight=torch.tensor([np.inf, 1, 0]).repeat(34)[:101])
+    agree(module, logits, soft, label_smoothing=0.1, gamma=1.5, alpha=0.25)
+    agree(module, logits, torch.rand(shape), weight=torch.rand(90, 1) + 1, mask=mask, gamma=2.0, alpha=0.25)
+    agree(module, logits, torch.where(mask, 3 * torch.rand(shape) - 1, 1e8), gamma=3.0)
+    agree(module, logits, (target == 1).float(), pos_weight=torch.tensor([np.inf, 1, 0]).repeat(34)[:101])
     for n in (1, 101):  # what pads the last vector would have a loss
-        check(module, logits[:1, :n], torch.rand(1, n), label_smoothing=0.1)
-        check(module, logits[:1, :n], torch.rand(1, n), weight=torch.rand(1, n))
-    check(module, logits, torch.rand(shape), mask=mask, mean=True, count=mask.sum().double().reshape(1))
-    check(
+        agree(module, logits[:1, :n], torch.rand(1, n), label_smoothing=0.1)
+        agree(module, logits[:1, :n], torch.rand(1, n), weight=torch.rand(1, n))
+    agree(module, logits, torch.rand(shape), mask=mask, mean=True, count=mask.sum().double().reshape(1))
+    agree(
         module, torch.full(shape, 3e38), torch.zeros(shape), mask=mask, mean=True, count=mask.sum().double().reshape(1)
     )
 
@@ -244,8 +290,12 @@ def check_large_indices(module):
         memory.window(total // n, start // n, np.zeros(1)),
     )
     operands = [Operand(window.addr, code, 1, total) for window in windows]
-    launch = Launch(Problem(total, *operands, out=out.addr, out_dtype=code, scale=1), divisor=1, partials=partials.addr)
-    module["typed_kernel"].launch(total // n, 256, [bytes(launch)], mem=memory, blocks=[start // n])
+    problem, launch = (
+        Problem(total, *operands, out=out.addr, out_dtype=code, scale=1),
+        Launch(divisor=1, partials=partials.addr),
+    )
+    plan = planned(launch, problem, Output.LossSumAndGrad)
+    module["elements_kernel"].launch(plan["grid"], plan["block"], [bytes(launch)], mem=memory, blocks=[start // n])
     assert same_bits(torch.from_numpy(out.read()).view(1, n), on_cpu(Output.LossSumAndGrad, logits, target).out)
 
 
@@ -262,10 +312,10 @@ def check_gradients(module):
             assert same_bits(result.out, on_cpu(Output.GradLogits, logits, target, **options).out)
 
 
-CHECKS = {TYPED: check_typed, GENERAL: check_general, GRADIENTS: check_gradients}
+CHECKS = {PLAIN: check_plain, TYPED: check_typed, GENERAL: check_general, GRADIENTS: check_gradients}
 
 
-@pytest.mark.parametrize("kernels", CHECKS, ids=["typed", "general", "gradients"])
+@pytest.mark.parametrize("kernels", CHECKS, ids=["plain", "typed", "general", "gradients"])
 def test_without_a_fault(kernels, tmp_path):
     CHECKS[kernels](build(tmp_path, kernels))
 

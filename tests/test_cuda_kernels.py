@@ -11,31 +11,25 @@ import pytest
 import torch
 from conftest import loss_arguments, same_bits
 from cuda_kernels import (
-    CODES,
     COLUMNS,
     FLOATS,
     FORMS,
     ROWS,
     SUMS,
-    Launch,
-    Operand,
     Output,
-    Problem,
-    Terms,
     check,
     compare,
-    kernel_name,
     load,
     make_logits,
     make_target,
     make_weight,
     name,
     on_cpu,
-    place,
+    ordered_sum,
     run,
+    second_stage,
     unexecuted,
 )
-from ptx import Memory
 
 from fused_logistic import _C
 
@@ -66,7 +60,7 @@ def test_plain(kernels, types, output):
     ]:
         result = compare(kernels, output, make_logits(shape, types[0]), make_target(shape, types[1]), **options)
         if shape[1] > 8192:
-            assert result.stats[0].ops["ld.global 16 bytes"] > 0
+            assert result.stats[0].ops[f"ld.global {min(16, 4 * types[0].itemsize)} bytes"] > 0
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
@@ -76,6 +70,15 @@ def test_lengths(kernels, dtype):
         logits, target = make_logits((1, n), dtype, n), make_target((1, n), dtype, n)
         result = compare(kernels, Output.LossSumAndGrad, logits, target, mean=bool(n % 2))
         assert len(result.stats) == (1 if n <= _C.CHUNK else 2)
+
+
+@pytest.mark.parametrize("types", PLAIN, ids=lambda types: "-".join(map(name, types)))
+def test_a_single_element(kernels, types):
+    """Its loss is added by itself, whatever else is looked at."""
+    logits, target = make_logits((1, 1), types[0]), make_target((1, 1), types[1])
+    for output in (Output.LossSum, Output.LossSumAndGrad):
+        for mask in (None, torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)):
+            compare(kernels, output, logits, target, mask=mask)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
@@ -156,8 +159,37 @@ def test_weights(kernels, weight, pos_weight, output):
             key = "weight" if output == Output.GradWeight else "pos_weight"
             options[key] = like[output] = like[output].float()
         options["out_dtype"] = like[output].dtype
-    options |= {"mean": turn % 2 == 0, "schedule": ["lockstep", "random", "reverse"][turn % 3]}
+    options |= {"mean": turn % 2 == 0, "shift": turn // 2 % 2, "schedule": ["lockstep", "random", "reverse"][turn % 3]}
     compare(kernels, output, logits, target, **options)
+
+
+@pytest.mark.parametrize("output", PLAIN_OUTPUTS, ids=name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=name)
+def test_operands_of_known_types(kernels, dtype, output):
+    """Weights, mask and grad_output in every form, by vectors and where those do not fit; a whole chunk and more."""
+    forms = [
+        ("full", "column", "absent"),
+        ("row", "full", "column"),
+        ("column", "row", "full"),
+        ("scalar", "absent", "row"),
+        ("absent", "absent", "column"),
+        ("absent", "absent", "full"),
+    ]
+    for turn, (columns, (weight, pos_weight, mask)) in enumerate(itertools.product((28, 31), forms)):
+        shape = (300, columns)
+        shapes = {"absent": None, "scalar": (1,), "column": (columns,), "row": (300, 1), "full": shape}
+        kinds = [dtype, torch.float32 if turn % 2 else dtype]
+        target = make_target(shape, [dtype, torch.bool, torch.int64, torch.float32][turn % 4], turn)
+        made = [shapes[form] and 1 + 3 * torch.rand(shapes[form]) for form in (weight, pos_weight)]
+        options = {
+            key: w if w is None else w.to(kinds[turn % 2])
+            for key, w in zip(("weight", "pos_weight"), made, strict=True)
+        }
+        options["mask"] = None if mask == "absent" else torch.rand(shapes[mask]) < 0.8
+        factor = make_logits(shapes[["full", "column", "row"][turn % 3]], kinds[1], turn)
+        focal = {"gamma": 1.5, "alpha": 0.25} if turn % 3 == 2 else {}
+        options |= {"grad_output": factor, "shift": turn // 4 % 2, "label_smoothing": 0.1 * (turn % 2), **focal}
+        compare(kernels, output, make_logits(shape, dtype, turn), target, **options)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=name)
@@ -214,9 +246,12 @@ def test_count(kernels, dtype):
 @pytest.mark.parametrize("form", ["scalar", "column", "row", "full"])
 @pytest.mark.parametrize("kind", OPERAND_TYPES, ids=name)
 def test_grad_output(kernels, kind, form):
-    for dtype in FLOATS:
-        logits, target = make_logits((ROWS, COLUMNS), dtype), make_target((ROWS, COLUMNS), dtype)
-        compare(kernels, Output.GradLogits, logits, target, grad_output=make_weight(form, kind))
+    for dtype, columns in itertools.product(FLOATS, (28, COLUMNS)):
+        logits, target = make_logits((ROWS, columns), dtype), make_target((ROWS, columns), dtype)
+        grad_output = make_weight(form, kind)
+        if form in ("column", "full"):
+            grad_output = grad_output[..., :columns].contiguous()
+        compare(kernels, Output.GradLogits, logits, target, grad_output=grad_output)
 
 
 @pytest.mark.parametrize("output", [output for output in Output if output != Output.Count], ids=name)
@@ -229,7 +264,7 @@ def test_focal(kernels, dtype, output):
         kind = (
             FLOATS[turn % 4]
             if output == Output.GradTarget
-            else (dtype, torch.float32, torch.bool, torch.int64)[turn % 4]
+            else (dtype, torch.float32, torch.bool, torch.int64, torch.int32)[turn]
         )
         logits, target = make_logits(shape, dtype, turn), make_target(shape, kind, turn)
         logits[0, :3] = torch.tensor([np.inf, -np.inf, np.nan])
@@ -295,7 +330,7 @@ def test_result_types(kernels, dtype):
         assert same_bits(got.reshape(()), exact if dtype == torch.float64 else exact.float().to(dtype))
 
 
-# ---- A gradient finished in place, the second stage, and large sizes -------------------------------------------------
+# ---- A gradient finished in place, and the second stage -------------------------------------------------
 
 
 @pytest.mark.parametrize("gamma", [None, 2.0], ids=["bce", "focal"])
@@ -335,54 +370,7 @@ def test_every_type_of_scalar(kernels, kind):
 def test_second_stage(kernels, count):
     """The chunks' sums in the order of csrc/problem.h, over as many levels as it takes."""
     partials = torch.randn(count, dtype=torch.float64).numpy()
-    expected = partials.copy()
-    while len(expected) > 1:
-        sums = []
-        for begin in range(0, len(expected), 8192):
-            lanes = np.zeros(1024)
-            for row in range(begin, min(begin + 8192, len(expected)), 1024):
-                part = expected[row : row + 1024]
-                lanes[: len(part)] += part
-            while len(lanes) > 1:
-                lanes = lanes[::2] + lanes[1::2]
-            sums.append(lanes[0])
-        expected = np.array(sums)
-    memory = Memory()
-    buffer, out = memory.array(partials), memory.empty(1, np.float64)
-    launch = Launch(Problem(8192 * count), divisor=1, partials=buffer.addr, result=out.addr, result_dtype=0)
-    kernels["finish_kernel"].launch(1, 1024, [bytes(launch)], mem=memory)
-    assert out.read()[0] == (expected[0] if count else 0)
-
-
-@pytest.mark.parametrize("total", [2**31 + 8192 * 3 + 17, 2**32 + 5], ids=["2^31", "2^32"])
-@pytest.mark.parametrize("general", [False, True], ids=["typed", "general"])
-def test_more_than_2_31_elements(kernels, total, general):
-    """Only the last two chunks exist in memory: any index that wraps around touches nothing and fails."""
-    chunks = -(-total // 8192)
-    start = (chunks - 2) * 8192
-    n = total - start
-    logits, target = make_logits((1, n), torch.float32), make_target((1, n), torch.float32)
-    memory = Memory()
-
-    def window(tensor):
-        buffer = memory.window(total, start, tensor.view(-1).numpy(), readonly=True)
-        return Operand(buffer.addr, CODES[torch.float32], 1, total)
-
-    partials = memory.window(chunks, chunks - 2, np.zeros(2))
-    out = memory.window(total, start, np.zeros(n, np.float32))
-    operands, weights = [window(logits), window(target)], {}
-    if general:  # a full weight, and one a column of 31, whose index is a remainder of the element's
-        weight, columns = 1 + torch.rand(1, n), 1 + torch.rand(31)
-        operands += [window(weight), Operand(place(memory, columns, 0), CODES[torch.float32], 1, 31)]
-        weights = {"weight": weight, "pos_weight": columns[torch.arange(start, total) % 31].reshape(1, n)}
-    problem = Problem(total, *operands, out=out.addr, out_dtype=1, scale=1)
-    last = [chunks - 2, chunks - 1]
-    launch = Launch(problem, divisor=1, partials=partials.addr)
-    kind = kernel_name(Output.LossSumAndGrad, problem, not general, Terms.All)
-    kernels[kind].launch(chunks, 256, [bytes(launch)], mem=memory, blocks=last)
-    expected = on_cpu(Output.LossSumAndGrad, logits, target, **weights)
-    assert same_bits(torch.from_numpy(out.read()).view(1, n), expected.out)
-    assert partials.read().sum() == expected.sum.item()
+    assert second_stage(kernels, partials) == ordered_sum(partials)
 
 
 # ---- What nothing executed -----------------------------------------------------------------------------------------

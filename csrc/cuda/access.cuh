@@ -1,5 +1,7 @@
-// How the CUDA kernels read and write memory: storage types, vectors of 16 bytes, operands of any type and shape.
+// How the CUDA kernels read and write memory: storage types, vectors, operands of any type and shape.
 #pragma once
+#include <type_traits>
+
 #include "../device.h"
 #include "../logistic.h"
 #include "../problem.h"
@@ -15,6 +17,25 @@ struct Half {
 struct BFloat16 {
   uint16_t bits;
 };
+
+template <class T>
+constexpr DType dtype_of = DType::kFloat32;
+template <>
+constexpr DType dtype_of<double> = DType::kFloat64;
+template <>
+constexpr DType dtype_of<Half> = DType::kFloat16;
+template <>
+constexpr DType dtype_of<BFloat16> = DType::kBFloat16;
+template <>
+constexpr DType dtype_of<uint8_t> = DType::kUInt8;
+template <>
+constexpr DType dtype_of<int8_t> = DType::kInt8;
+template <>
+constexpr DType dtype_of<int16_t> = DType::kInt16;
+template <>
+constexpr DType dtype_of<int32_t> = DType::kInt32;
+template <>
+constexpr DType dtype_of<int64_t> = DType::kInt64;
 
 template <class T>
 struct Arithmetic {  // the type in which a kernel for elements of type T computes
@@ -63,13 +84,9 @@ struct To<BFloat16> {
 // ---- Loads and stores of N neighbouring elements -----------------------------------------------------------------
 
 template <class T, int N>
-struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
+struct alignas(vector_alignment(N * sizeof(T))) Pack {
   T elements[N];
 };
-template <class T, int N>
-FL_DEVICE bool is_aligned(const T* data) {
-  return (reinterpret_cast<uintptr_t>(data) & (alignof(Pack<T, N>) - 1)) == 0;
-}
 
 template <class C, int N, class T>
 FL_DEVICE void load_pack(const T* data, C (&out)[N]) {
@@ -86,9 +103,9 @@ FL_DEVICE void load_pack(const BFloat16* data, C (&out)[N]) {  // by pairs: one 
     out[k + 1] = C(bit_cast<float>(pack.elements[k / 2] & 0xffff0000u));
   }
 }
+// The first `count` of N elements, one by one.
 template <class C, int N, class T>
-FL_DEVICE void load(const T* data, int count, C (&out)[N]) {
-  if (count == N && is_aligned<T, N>(data)) return load_pack(data, out);
+FL_DEVICE void load_some(const T* data, int count, C (&out)[N]) {
 #pragma unroll
   for (int k = 0; k < N; ++k) out[k] = k < count ? to_arithmetic<C>(data[k]) : C(0);
 }
@@ -100,75 +117,86 @@ FL_DEVICE void store_pack(T* data, const C (&values)[N]) {
   *reinterpret_cast<Pack<T, N>*>(data) = pack;
 }
 template <class T, class C, int N>
-FL_DEVICE void store(T* data, int count, const C (&values)[N]) {
-  if (count == N && is_aligned<T, N>(data)) return store_pack(data, values);
+FL_DEVICE void store_some(T* data, int count, const C (&values)[N]) {
 #pragma unroll
   for (int k = 0; k < N; ++k) {
     if (k < count) data[k] = To<T>::from(values[k]);
   }
 }
 
-// Calls f with a pointer of the operand's type.
-template <class F>
-FL_DEVICE void with_type(DType dtype, const void* data, F f) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return f(static_cast<const double*>(data));
-    case DType::kFloat32:
-      return f(static_cast<const float*>(data));
-    case DType::kFloat16:
-      return f(static_cast<const Half*>(data));
-    case DType::kBFloat16:
-      return f(static_cast<const BFloat16*>(data));
-    case DType::kUInt8:
-      return f(static_cast<const uint8_t*>(data));
-    case DType::kInt8:
-      return f(static_cast<const int8_t*>(data));
-    case DType::kInt16:
-      return f(static_cast<const int16_t*>(data));
-    case DType::kInt32:
-      return f(static_cast<const int32_t*>(data));
-    case DType::kInt64:
-      return f(static_cast<const int64_t*>(data));
+// ---- Types that are known at run time ----------------------------------------------------------------------------
+
+// The types that an operand may have; one: it is known at compile time.
+template <class... T>
+struct Types {};
+using FloatingTypes = Types<double, float, Half, BFloat16>;
+using AnyTypes = Types<double, float, Half, BFloat16, uint8_t, int8_t, int16_t, int32_t, int64_t>;
+
+// Calls f with a pointer of the operand's type; Data: void or const void.
+template <class T, class... Rest, class Data, class F>
+FL_DEVICE void with_type(Types<T, Rest...>, DType dtype, Data* data, F f) {
+  using Pointer = std::conditional_t<std::is_const_v<Data>, const T*, T*>;
+  if constexpr (sizeof...(Rest) == 0) {
+    f(static_cast<Pointer>(data));
+  } else if (dtype == dtype_of<T>) {
+    f(static_cast<Pointer>(data));
+  } else {
+    with_type(Types<Rest...>{}, dtype, data, f);
   }
 }
-template <class F>
-FL_DEVICE void with_floating_type(DType dtype, void* data, F f) {
-  if (dtype == DType::kFloat64) return f(static_cast<double*>(data));
-  if (dtype == DType::kFloat32) return f(static_cast<float*>(data));
-  if (dtype == DType::kFloat16) return f(static_cast<Half*>(data));
-  f(static_cast<BFloat16*>(data));
+
+// ---- Operands ----------------------------------------------------------------------------------------------------
+
+FL_DEVICE uint32_t quotient(uint32_t x, const Division& by) {
+  return uint32_t((uint64_t(__umulhi(x, by.multiplier)) + x) >> by.shift);
+}
+// x / y, both >= 0. fits: whether every x of the launch is below 2^32; a 64-bit division takes ten times as long.
+template <bool kFits>
+FL_DEVICE int64_t divide(int64_t x, int64_t y, const Division& by_y, bool fits) {
+  return kFits || fits ? int64_t(quotient(uint32_t(x), by_y)) : x / y;
 }
 
-FL_DEVICE int64_t divide(int64_t x, int64_t y) {  // both >= 0; a 64-bit division takes five times as long
-  return ((x | y) >> 32) == 0 ? int64_t(uint32_t(x) / uint32_t(y)) : x / y;
-}
-
-// An operand of any type, read where it is: what is constant is read once, what is broadcast is not expanded.
-template <class C>
+// An operand of one of the types T, read where it is: what is constant is read once, what is broadcast is not expanded.
+// kTyped: in a kernel that reads by vectors, and whose broadcast operands have less than 2^32 elements.
+template <class C, class T, bool kTyped>
 struct Source {
-  bool constant;
   C value;
   FL_DEVICE Source make(const Operand& operand, C absent) {
-    Source source = {operand.data == nullptr || operand.size == 1, absent};
-    if (source.constant && operand.data != nullptr) {
-      with_type(operand.dtype, operand.data, [&](auto* data) { source.value = to_arithmetic<C>(data[0]); });
+    Source source = {absent};
+    if (operand.data != nullptr && operand.size == 1) {
+      with_type(AnyTypes{}, operand.dtype, operand.data,
+                [&](auto* data) { source.value = to_arithmetic<C>(data[0]); });
     }
     return source;
   }
-  // Elements i .. i + count - 1 of the problem.
-  template <int N>
-  __device__ __forceinline__ void read(const Operand& operand, int64_t numel, int64_t i, int count, C (&out)[N]) const {
-    if (constant) {
+  // Elements i .. i + count - 1 of the problem; kWhole: N of them, i being a multiple of N.
+  template <bool kWhole, int N>
+  __device__ __forceinline__ void read(const Operand& operand, const Layout& layout, bool fits, int64_t i, int count,
+                                       C (&out)[N]) const {
+    const Reading reading = layout.reading;
+    if (reading == Reading::kConstant) {
 #pragma unroll
       for (int k = 0; k < N; ++k) out[k] = value;
       return;
     }
-    if (is_full(operand, numel)) {
-      return with_type(operand.dtype, operand.data, [&](auto* data) { load(data + i, count, out); });
+    int64_t place = i, rest = 0;
+    if (reading != Reading::kFull) {
+      const int64_t group = divide<kTyped>(i, operand.inner, layout.by_inner, fits);
+      rest = i - group * operand.inner;
+      place = group - divide<kTyped>(group, operand.size, layout.by_size, fits) * operand.size;
     }
-    int64_t place = divide(i, operand.inner), rest = i - place * operand.inner, index[N];
-    place -= divide(place, operand.size) * operand.size;
+    if constexpr (kTyped && kWhole) {
+      if (reading == Reading::kShared) {
+        with_type(T{}, operand.dtype, operand.data, [&](auto* data) { out[0] = to_arithmetic<C>(data[place]); });
+#pragma unroll
+        for (int k = 1; k < N; ++k) out[k] = out[0];
+        return;
+      }
+      if (reading != Reading::kGathered) {
+        return with_type(T{}, operand.dtype, operand.data, [&](auto* data) { load_pack(data + place, out); });
+      }
+    }
+    int64_t index[N];
 #pragma unroll
     for (int k = 0; k < N; ++k) {
       index[k] = place;
@@ -176,7 +204,7 @@ struct Source {
       rest = next ? 0 : rest;
       place = next ? (place + 1 == operand.size ? 0 : place + 1) : place;
     }
-    with_type(operand.dtype, operand.data, [&](auto* data) {
+    with_type(T{}, operand.dtype, operand.data, [&](auto* data) {
 #pragma unroll
       for (int k = 0; k < N; ++k) out[k] = k < count ? to_arithmetic<C>(data[index[k]]) : C(0);
     });

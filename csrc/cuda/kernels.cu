@@ -6,77 +6,82 @@ namespace {
 
 using Kernel = void (*)(const Launch);
 
-template <Output kOutput, class Z>
+template <Output kOutput, class L, Terms kTerms, class Z>
 Kernel typed(DType target) {
-  if (target == DType::kUInt8) return typed_kernel<kOutput, Z, uint8_t>;
-  if (target == DType::kInt64) return typed_kernel<kOutput, Z, int64_t>;
-  if constexpr (sizeof(Z) == 2) {
-    if (target == DType::kFloat32) return typed_kernel<kOutput, Z, float>;
+  if (target == dtype_of<Z>) return elements_kernel<kOutput, L, kTerms, Typed<Z, Types<Z>>>;
+  if constexpr (kTerms == Terms::kPlain) {
+    if (target == DType::kUInt8) return elements_kernel<kOutput, L, kTerms, Typed<Z, Types<uint8_t>>>;
   }
-  return typed_kernel<kOutput, Z, Z>;
+  return elements_kernel<kOutput, L, kTerms, Typed<Z, OtherTargets<Z>>>;
 }
 
-template <Output kOutput>
+template <Output kOutput, class L, Terms kTerms>
 Kernel kernel(const Problem& problem, bool is_typed) {
   if constexpr (has_plain_kernels(kOutput)) {
     if (is_typed) {
       const DType target = problem.target.dtype;
       switch (problem.logits.dtype) {
-        case DType::kFloat64:
-          return typed<kOutput, double>(target);
         case DType::kFloat16:
-          return typed<kOutput, Half>(target);
+          return typed<kOutput, L, kTerms, Half>(target);
         case DType::kBFloat16:
-          return typed<kOutput, BFloat16>(target);
+          return typed<kOutput, L, kTerms, BFloat16>(target);
+        case DType::kFloat32:
+          return typed<kOutput, L, kTerms, float>(target);
         default:
-          return typed<kOutput, float>(target);
+          if constexpr (kTerms == Terms::kPlain) return typed<kOutput, L, kTerms, double>(target);
       }
     }
   }
-  // options or not: here they cost little beside the rest
-  constexpr bool kHasUnweighted = has_plain_kernels(kOutput) || kOutput == Output::kCount;
-  if constexpr (kHasUnweighted) {
-    if (!has_weights(terms_of(problem, kOutput))) {
-      return problem.compute_double ? general_kernel<kOutput, Bce, Terms::kOptions, double>
-                                    : general_kernel<kOutput, Bce, Terms::kOptions, float>;
-    }
+  if constexpr (kTerms == Terms::kPlain) {
+    return nullptr;
+  } else {
+    return problem.compute_double ? elements_kernel<kOutput, L, kTerms, General<double>>
+                                  : elements_kernel<kOutput, L, kTerms, General<float>>;
+  }
+}
+
+template <Output kOutput>
+Kernel kernel(const Problem& problem, const Plan& plan) {
+  if constexpr (has_plain_kernels(kOutput)) {
+    if (plan.terms == Terms::kPlain) return kernel<kOutput, Bce, Terms::kPlain>(problem, plan.typed);
+  }
+  if constexpr (has_plain_kernels(kOutput) || kOutput == Output::kCount) {
+    if (plan.terms == Terms::kOptions) return kernel<kOutput, Bce, Terms::kOptions>(problem, plan.typed);
   }
   if constexpr (kOutput == Output::kCount) {
     return nullptr;  // it has no weights
   } else {
-    return with_loss(problem.options.loss, [&](auto loss) -> Kernel {
-      using L = decltype(loss);
-      return problem.compute_double ? general_kernel<kOutput, L, Terms::kAll, double>
-                                    : general_kernel<kOutput, L, Terms::kAll, float>;
+    return with_loss(problem.options.loss, [&](auto loss) {
+      return kernel<kOutput, decltype(loss), Terms::kAll>(problem, plan.typed);
     });
   }
 }
 
-Kernel kernel(const Problem& problem, Output output, bool is_typed) {
+Kernel kernel(const Problem& problem, Output output, const Plan& plan) {
   switch (output) {
     case Output::kLossSum:
-      return kernel<Output::kLossSum>(problem, is_typed);
+      return kernel<Output::kLossSum>(problem, plan);
     case Output::kLossSumAndGrad:
-      return kernel<Output::kLossSumAndGrad>(problem, is_typed);
+      return kernel<Output::kLossSumAndGrad>(problem, plan);
     case Output::kLoss:
-      return kernel<Output::kLoss>(problem, is_typed);
+      return kernel<Output::kLoss>(problem, plan);
     case Output::kCount:
-      return kernel<Output::kCount>(problem, is_typed);
+      return kernel<Output::kCount>(problem, plan);
     case Output::kGradLogits:
-      return kernel<Output::kGradLogits>(problem, is_typed);
+      return kernel<Output::kGradLogits>(problem, plan);
     case Output::kGradTarget:
-      return kernel<Output::kGradTarget>(problem, is_typed);
+      return kernel<Output::kGradTarget>(problem, plan);
     case Output::kGradWeight:
-      return kernel<Output::kGradWeight>(problem, is_typed);
+      return kernel<Output::kGradWeight>(problem, plan);
     default:
-      return kernel<Output::kGradPosWeight>(problem, is_typed);
+      return kernel<Output::kGradPosWeight>(problem, plan);
   }
 }
 
 }  // namespace
 
 void launch_elements(const Launch& launch, Output output, const Plan& plan, cudaStream_t stream) {
-  kernel(launch.problem, output, plan.typed)<<<unsigned(plan.grid), unsigned(plan.block), 0, stream>>>(launch);
+  kernel(launch.problem, output, plan)<<<unsigned(plan.grid), unsigned(kThreads), 0, stream>>>(launch);
 }
 
 void launch_finish(const Launch& launch, cudaStream_t stream) {

@@ -1,6 +1,6 @@
 // The CUDA kernels: pointers and sizes in, no torch. They give the bits of the CPU kernels, sums included: the elements
-// by losses.h, the sums in the order that problem.h fixes. A block takes one chunk at a time; its thread t owns the
-// lanes t N .. t N + N - 1 and adds up its part of each row in registers. N: per_thread in plan.h.
+// by losses.h, the sums in the order that problem.h fixes. A block takes one chunk; its thread t owns the lanes t N ..
+// t N + N - 1 and adds up its part of each row in registers. N: kPerThread in plan.h.
 #pragma once
 #include "../losses.h"
 #include "access.cuh"
@@ -11,9 +11,9 @@ namespace fused_logistic {
 // ---- Sums --------------------------------------------------------------------------------------------------------
 
 // The sum of what a block's threads have, kCount values each, neighbours first; right in thread 0.
-template <int kThreads, int kCount>
+template <int kBlock, int kCount>
 FL_DEVICE double fold(double (&values)[kCount]) {
-  constexpr int kWarps = kThreads / kWarpSize;
+  constexpr int kWarps = kBlock / kWarpSize;
   __shared__ double shared[kWarpSize];
   const int t = int(threadIdx.x);
 #pragma unroll
@@ -43,30 +43,26 @@ FL_DEVICE double from_first_thread(double x) {
   return shared;
 }
 
-// A thread's part of a chunk's sum: of N lanes the groups of their losses or, one by one, what is added in fp64.
-template <class C, int N, bool kGrouped>
+// A thread's part of a chunk's sum: of its lanes the groups of their losses or, one by one, what is added in fp64.
+template <class C, bool kGrouped>
 struct Sums {
-  double lanes[N] = {};
-  __device__ __forceinline__ double folded() { return fold<int(kLanes) / N>(lanes); }
+  double lanes[kPerThread] = {};
+  __device__ __forceinline__ double folded() { return fold<kThreads>(lanes); }
 };
-template <class C, int N>
-struct Sums<C, N, true> {
-  LossGroup<C> lanes[N] = {};
+template <class C>
+struct Sums<C, true> {
+  LossGroup<C> lanes[kPerThread] = {};
   __device__ __forceinline__ double folded() {
-    double sums[N / kJoined];
-#pragma unroll
-    for (int k = 0; k < N; k += kJoined) {
-      sums[k / kJoined] = double(loss(joined(joined(lanes[k], lanes[k + 1]), joined(lanes[k + 2], lanes[k + 3]))));
-    }
-    return fold<int(kLanes) / N>(sums);
+    double sum[1] = {double(loss(joined(joined(lanes[0], lanes[1]), joined(lanes[2], lanes[3]))))};
+    return fold<kThreads>(sum);
   }
 };
 
 // Of one thread only: the result in its type.
 FL_DEVICE void write_result(const Launch& launch, double sum) {
   const double value = sum / (launch.count != nullptr ? *launch.count : launch.divisor);
-  with_floating_type(launch.result_dtype, launch.result,
-                     [&](auto* out) { store(out, 1, reinterpret_cast<const double (&)[1]>(value)); });
+  with_type(FloatingTypes{}, launch.result_dtype, launch.result,
+            [&](auto* out) { store_some(out, 1, reinterpret_cast<const double (&)[1]>(value)); });
 }
 FL_DEVICE void write_sum(const Launch& launch, int64_t chunk, double sum) {
   if (chunks(launch.problem.numel) == 1) return write_result(launch, sum);
@@ -114,19 +110,25 @@ struct ElementAccess {
   FL_METHOD void group(const LossGroup<C>& group) const { losses = group; }
 };
 
-// N elements, of which `count` exist: their results, and what they add to the sums. kAgain: the losses one by one.
-template <Output kOutput, class L, Terms kTerms, bool kAgain, class C, int N, bool kGrouped>
-FL_DEVICE void evaluate_pack(const C (&z)[N], const C (&y)[N], const C (&p)[N], const C (&w)[N], const C (&kept)[N],
-                             const C (&factor)[N], int count, const Settings<C>& settings, C (&values)[N],
-                             Sums<C, N, kGrouped>& sums) {
+// A thread's neighbouring elements.
+template <class C>
+struct Elements {
+  C z[kPerThread], y[kPerThread], p[kPerThread], w[kPerThread], kept[kPerThread], factor[kPerThread];
+};
+
+// Of elements, of which `count` exist: their results, and what they add to the sums. kAgain: the losses one by one.
+template <Output kOutput, class L, Terms kTerms, bool kAgain, class C, bool kGrouped>
+FL_DEVICE void evaluate_pack(const Elements<C>& of, int count, const Settings<C>& settings, C (&values)[kPerThread],
+                             Sums<C, kGrouped>& sums) {
   // The derivative by the target always as for infinite weights: the same bits, and twice would be too many registers.
   constexpr bool kCareful = kAgain || kOutput == Output::kGradTarget;
 #pragma unroll
-  for (int k = 0; k < N; ++k) {
+  for (int k = 0; k < kPerThread; ++k) {
     C term = 0;
     LossGroup<C> group = {};
     if constexpr (kGrouped) group = sums.lanes[k];
-    const ElementAccess<C> element = {z[k], y[k], p[k], w[k], kept[k], factor[k], values[k], term, group};
+    const ElementAccess<C> element = {of.z[k],    of.y[k],      of.p[k],   of.w[k], of.kept[k],
+                                      of.factor[k], values[k], term, group};
     evaluate<kOutput, L, kTerms, kCareful, C>(element, settings);
     if constexpr (has_weights(kTerms) && !kCareful) {
       const C result = has_elements(kOutput) ? values[k] : term;
@@ -141,8 +143,8 @@ FL_DEVICE void evaluate_pack(const C (&z)[N], const C (&y)[N], const C (&p)[N], 
 }
 
 // What a chunk adds up to. again(): its losses one by one, for a chunk of one element or where the groups overflow.
-template <bool kGrouped, class Sums, class Again>
-FL_DEVICE void finish_chunk(const Launch& launch, int64_t chunk, Sums& sums, Again again) {
+template <class C, bool kGrouped, class Again>
+FL_DEVICE void finish_chunk(const Launch& launch, int64_t chunk, Sums<C, kGrouped>& sums, Again again) {
   double sum = sums.folded();
   if constexpr (kGrouped) {
     const double of_groups = from_first_thread(sum);
@@ -151,144 +153,148 @@ FL_DEVICE void finish_chunk(const Launch& launch, int64_t chunk, Sums& sums, Aga
   if (threadIdx.x == 0) write_sum(launch, chunk, sum);
 }
 
-// Whether the gradient is there already, having been made for the grad_output that has come.
-template <Output kOutput, class C>
-FL_DEVICE bool is_finished(const Launch& launch, const Source<C>& grad_output) {
-  return kOutput == Output::kGradLogits && launch.made_for_one && grad_output.constant && grad_output.value == C(1);
-}
+// ---- What a kernel knows -----------------------------------------------------------------------------------------
 
-template <class C, int N>
-FL_DEVICE void fill(C (&values)[N], C value) {
-#pragma unroll
-  for (int k = 0; k < N; ++k) values[k] = value;
-}
-
-// A plain problem with full logits and targets of types Z and Y; the gradient has the logits' type.
-template <Output kOutput, class Z, class Y>
-__global__ void __launch_bounds__(kLanes / kPerThread<Z>, 1) typed_kernel(const Launch launch) {
+// The types in memory: of the logits and of an elementwise result, of the target, of a weight or grad_output, of the mask.
+// Typed: with logits of type Z, and all that is read for each element by itself lying so that vectors of it can be read.
+template <class Z>
+using OtherTargets = std::conditional_t<sizeof(Z) == 2, Types<uint8_t, int64_t, float>, Types<uint8_t, int64_t>>;
+template <class Logits_, class Y>
+struct Typed {
+  using Z = Logits_;
+  static constexpr bool kTyped = true, kHalf = sizeof(Z) == 2;
   using C = typename Arithmetic<Z>::Type;
-  constexpr int N = kPerThread<Z>;
-  constexpr bool kGrouped = is_grouped(kOutput, Terms::kPlain);
-  const Problem& problem = launch.problem;
-  const Z* const logits = static_cast<const Z*>(problem.logits.data);
-  const Y* const target = static_cast<const Y*>(problem.target.data);
-  Z* const out = static_cast<Z*>(problem.out);
-  const C scale = C(problem.scale);
-  const Source<C> grad_output = Source<C>::make(problem.grad_output, C(1));
-  if (is_finished<kOutput>(launch, grad_output)) return;
-  const bool aligned =
-      is_aligned<Z, N>(logits) && is_aligned<Y, N>(target) && (!has_elements(kOutput) || is_aligned<Z, N>(out));
-  C ones[N], factor[N];
-  fill(ones, C(1));
-  fill(factor, scale);
+  using Logits = Types<Z>;
+  using Target = Y;
+  using Factor = std::conditional_t<kHalf, Types<Z, float>, Types<Z>>;
+  using Mask = Types<uint8_t>;
+};
+// Arithmetic in C, the operands of any type.
+template <class S>
+struct General {
+  using Z = S;
+  static constexpr bool kTyped = false, kHalf = false;
+  using C = S;
+  using Logits = FloatingTypes;
+  using Target = AnyTypes;
+  using Factor = AnyTypes;
+  using Mask = Types<uint8_t>;
+};
 
-  for (int64_t chunk = blockIdx.x; chunk < chunks(problem.numel); chunk += gridDim.x) {
-    const int64_t begin = chunk * kChunk + int64_t(threadIdx.x) * N, end = chunk * kChunk + kChunk;
-    const int64_t last = end < problem.numel ? end : problem.numel;
-    Sums<C, N, kGrouped> sums;
-    const auto step = [&](int64_t i, int count, const C(&z)[N], const C(&y)[N], C(&values)[N]) {
-      if constexpr (takes_grad_output(kOutput)) {
-        grad_output.read(problem.grad_output, problem.numel, i, count, factor);
-#pragma unroll
-        for (int k = 0; k < N; ++k) factor[k] = scale * factor[k];
-      }
-      evaluate_pack<kOutput, Bce, Terms::kPlain, false>(z, y, ones, ones, ones, factor, count, Settings<C>{}, values,
-                                                        sums);
-    };
-    const auto ragged = [&](auto use) {  // as many elements as there are, wherever they lie
-#pragma unroll 1
-      for (int64_t i = begin; i < last; i += kLanes) {
-        const int count = last - i < N ? int(last - i) : N;
-        C z[N], y[N], values[N];
-        load(logits + i, count, z);
-        load(target + i, count, y);
-        use(i, count, z, y, values);
-      }
-    };
-    if (aligned && end <= problem.numel) {
-#pragma unroll 2
-      for (int64_t i = begin; i < end; i += kLanes) {
-        C z[N], y[N], values[N];
-        load_pack(logits + i, z);
-        load_pack(target + i, y);
-        step(i, N, z, y, values);
-        if constexpr (has_elements(kOutput)) store_pack(out + i, values);
-      }
-    } else {
-      ragged([&](int64_t i, int count, const C(&z)[N], const C(&y)[N], C(&values)[N]) {
-        step(i, count, z, y, values);
-        if constexpr (has_elements(kOutput)) store(out + i, count, values);
-      });
-    }
-    if constexpr (has_sum(kOutput)) {
-      finish_chunk<kGrouped>(launch, chunk, sums, [&] {
-        Sums<C, N, false> one_by_one;
-        ragged([&](int64_t, int count, const C(&z)[N], const C(&y)[N], C(&values)[N]) {
-          evaluate_pack<Output::kLossSum, Bce, Terms::kPlain, true>(z, y, ones, ones, ones, factor, count,
-                                                                    Settings<C>{}, values, one_by_one);
-        });
-        return one_by_one.folded();
-      });
-    }
-  }
+// How many rows of a chunk are read before the first is computed, and how many blocks a multiprocessor should hold, which
+// bounds a thread's registers. The fastest of those that an H200 was tried with (docs/cuda.md), as far as nothing spills.
+struct Shape {
+  int rows, blocks;
+};
+template <Output kOutput, class L, Terms kTerms, class T>
+constexpr Shape shape() {
+  if (!T::kTyped) return {1, 1};
+  if (!std::is_same_v<L, Bce>) return {1, 3};
+  if (has_weights(kTerms) || takes_grad_output(kOutput)) return {1, 4};
+  if (has_options(kTerms)) return {1, 6};
+  if (sizeof(typename T::C) == 8) return {2, 1};
+  if (std::is_same_v<typename T::Target, OtherTargets<typename T::Z>>) return {1, 5};
+  return T::kHalf ? Shape{2, 6} : Shape{4, 4};
 }
 
-// Everything else: any loss L (a struct of losses.h), operands of any type, broadcast in any way, arithmetic in C.
-template <Output kOutput, class L, Terms kTerms, class C>
-__global__ void __launch_bounds__(kLanes / kPerThread<C>, 1) general_kernel(const Launch launch) {
-  constexpr int N = kPerThread<C>;
-  constexpr bool kGrouped = is_grouped(kOutput, kTerms);
+// ---- The kernel --------------------------------------------------------------------------------------------------
+
+// Loss L (a struct of losses.h) of the elements of a chunk.
+template <Output kOutput, class L, Terms kTerms, class T>
+__global__ void __launch_bounds__(kThreads, (shape<kOutput, L, kTerms, T>().blocks)) elements_kernel(const Launch launch) {
+  using C = typename T::C;
+  constexpr int N = kPerThread, kRows = shape<kOutput, L, kTerms, T>().rows;
+  constexpr bool kGrouped = is_grouped(kOutput, kTerms), kTyped = T::kTyped;
   const Problem& problem = launch.problem;
-  const int64_t numel = problem.numel;
-  const Source<C> logits = Source<C>::make(problem.logits, C(0)), target = Source<C>::make(problem.target, C(0));
-  const Source<C> weight = Source<C>::make(problem.weight, C(1)), mask = Source<C>::make(problem.mask, C(1));
-  const Source<C> pos_weight = Source<C>::make(problem.pos_weight, C(1));
-  const Source<C> grad_output = Source<C>::make(problem.grad_output, C(1));
-  if (is_finished<kOutput>(launch, grad_output)) return;
+  const bool fits = fits_division(problem.numel);
+  using Factor = Source<C, typename T::Factor, kTyped>;
+  const Factor grad_output = Factor::make(problem.grad_output, C(1));
+  if (kOutput == Output::kGradLogits && launch.made_for_one &&
+      launch.layouts.grad_output.reading == Reading::kConstant && grad_output.value == C(1)) {
+    return;  // the gradient is there already, having been made for the grad_output that has come
+  }
+  const Factor weight = Factor::make(problem.weight, C(1)), pos_weight = Factor::make(problem.pos_weight, C(1));
+  const auto target = Source<C, typename T::Target, kTyped>::make(problem.target, C(0));
+  const auto mask = Source<C, typename T::Mask, kTyped>::make(problem.mask, C(1));
   const C scale = C(launch.count != nullptr ? 1 / *launch.count : problem.scale);
   const Settings<C> settings = settings_of<C>(problem.options);
 
-  for (int64_t chunk = blockIdx.x; chunk < chunks(numel); chunk += gridDim.x) {
-    const int64_t begin = chunk * kChunk + int64_t(threadIdx.x) * N;
-    const int64_t end = chunk * kChunk + kChunk < numel ? chunk * kChunk + kChunk : numel;
-    Sums<C, N, kGrouped> sums;
+  const int64_t chunk = blockIdx.x, begin = chunk * kChunk + int64_t(threadIdx.x) * N, next = (chunk + 1) * kChunk;
+  const int64_t end = next < problem.numel ? next : problem.numel;
+  Sums<C, kGrouped> sums;
+  // Elements i .. i + count - 1; kWhole: all N, by vectors.
+  const auto read = [&](auto whole, int64_t i, int count, Elements<C>& of) {
+    constexpr bool kWhole = decltype(whole)::value;
+    const auto load = [&](auto types, const Operand& operand, C(&out)[N]) {
+      with_type(types, operand.dtype, operand.data, [&](auto* data) {
+        if constexpr (kWhole) {
+          load_pack(data + i, out);
+        } else {
+          load_some(data + i, count, out);
+        }
+      });
+    };
+    if constexpr (kOutput != Output::kCount) load(typename T::Logits{}, problem.logits, of.z);
+    if constexpr (kTyped) {
+      load(typename T::Target{}, problem.target, of.y);
+    } else {
+      target.template read<kWhole>(problem.target, launch.layouts.target, fits, i, count, of.y);
+    }
+    if constexpr (has_weights(kTerms)) {
+      pos_weight.template read<kWhole>(problem.pos_weight, launch.layouts.pos_weight, fits, i, count, of.p);
+      weight.template read<kWhole>(problem.weight, launch.layouts.weight, fits, i, count, of.w);
+    }
+    if constexpr (has_options(kTerms)) mask.template read<kWhole>(problem.mask, launch.layouts.mask, fits, i, count, of.kept);
+    if constexpr (takes_grad_output(kOutput)) {
+      grad_output.template read<kWhole>(problem.grad_output, launch.layouts.grad_output, fits, i, count, of.factor);
+    }
+#pragma unroll
+    for (int k = 0; k < N; ++k) of.factor[k] = takes_grad_output(kOutput) ? scale * of.factor[k] : scale;
+  };
+  const auto compute = [&](auto whole, int64_t i, int count, const Elements<C>& of) {
+    C values[N];
+    evaluate_pack<kOutput, L, kTerms, false>(of, count, settings, values, sums);
+    if constexpr (has_elements(kOutput)) {
+      with_type(typename T::Logits{}, problem.out_dtype, problem.out, [&](auto* data) {
+        if constexpr (decltype(whole)::value) {
+          store_pack(data + i, values);
+        } else {
+          store_some(data + i, count, values);
+        }
+      });
+    }
+  };
+  // As many elements as there are, a row at a time.
+  const auto ragged = [&](auto use) {
 #pragma unroll 1
     for (int64_t i = begin; i < end; i += kLanes) {
       const int count = end - i < N ? int(end - i) : N;
-      C z[N], y[N], p[N], w[N], kept[N], factor[N], values[N];
-      target.read(problem.target, numel, i, count, y);
-      mask.read(problem.mask, numel, i, count, kept);
-      if constexpr (kOutput != Output::kCount) logits.read(problem.logits, numel, i, count, z);
-      if constexpr (has_weights(kTerms)) {
-        weight.read(problem.weight, numel, i, count, w);
-        pos_weight.read(problem.pos_weight, numel, i, count, p);
-      }
-      fill(factor, C(1));
-      if constexpr (takes_grad_output(kOutput)) grad_output.read(problem.grad_output, numel, i, count, factor);
-#pragma unroll
-      for (int k = 0; k < N; ++k) factor[k] = scale * factor[k];
-      evaluate_pack<kOutput, L, kTerms, false>(z, y, p, w, kept, factor, count, settings, values, sums);
-      if constexpr (has_elements(kOutput)) {
-        with_floating_type(problem.out_dtype, problem.out, [&](auto* out) { store(out + i, count, values); });
-      }
+      Elements<C> of;
+      read(std::false_type{}, i, count, of);
+      use(i, count, of);
     }
-    if constexpr (has_sum(kOutput)) {
-      finish_chunk<kGrouped>(launch, chunk, sums, [&] {
-        Sums<C, N, false> one_by_one;
+  };
+  if (kTyped && next <= problem.numel) {
 #pragma unroll 1
-        for (int64_t i = begin; i < end; i += kLanes) {
-          const int count = end - i < N ? int(end - i) : N;
-          C z[N], y[N], kept[N], unused[N], values[N];
-          fill(unused, C(1));
-          logits.read(problem.logits, numel, i, count, z);
-          target.read(problem.target, numel, i, count, y);
-          mask.read(problem.mask, numel, i, count, kept);
-          evaluate_pack<Output::kLossSum, L, kTerms, true>(z, y, unused, unused, kept, unused, count, settings, values,
-                                                           one_by_one);
-        }
-        return one_by_one.folded();
-      });
+    for (int64_t i = begin; i < next; i += kRows * kLanes) {
+      Elements<C> of[kRows];
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) read(std::true_type{}, i + row * kLanes, N, of[row]);
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) compute(std::true_type{}, i + row * kLanes, N, of[row]);
     }
+  } else {
+    ragged([&](int64_t i, int count, const Elements<C>& of) { compute(std::false_type{}, i, count, of); });
+  }
+  if constexpr (has_sum(kOutput)) {
+    finish_chunk(launch, chunk, sums, [&] {
+      Sums<C, false> one_by_one;
+      ragged([&](int64_t, int count, const Elements<C>& of) {
+        C unused[N];
+        evaluate_pack<Output::kLossSum, L, kTerms, true>(of, count, settings, unused, one_by_one);
+      });
+      return one_by_one.folded();
+    });
   }
 }
 

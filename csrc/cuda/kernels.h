@@ -10,6 +10,7 @@ namespace fused_logistic {
 // What every kernel takes.
 struct Launch {
   Problem problem;
+  Layouts layouts;
   const double* count;  // on the device: the number of elements that a mean is taken over; null: divisor
   double divisor;       // result = sum / divisor
   double* partials;     // the sum of each chunk; not used if there is only one chunk

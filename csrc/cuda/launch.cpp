@@ -21,9 +21,10 @@ class Cuda {
 
   // Launches what the plan says.
   void run(const Problem& problem, Output output, Mean mean, const Tensor* result, bool made_for_one = false) const {
-    const Plan p = plan(problem, output, multiprocessors());
+    const Plan p = plan(problem, output);
     Launch launch = {};
     launch.problem = problem;
+    launch.layouts = layouts_of(problem);
     launch.problem.scale = 1 / mean.value;
     launch.divisor = mean.value;
     launch.count = mean.count;
@@ -50,12 +51,6 @@ class Cuda {
   }
 
  private:
-  int multiprocessors() const {
-    int count = 0;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device_.index()));
-    return count;
-  }
-
   const torch::stable::Device device_;
   const torch::stable::accelerator::DeviceGuard guard_;
 };

@@ -20,47 +20,113 @@ constexpr int size_of(DType dtype) {
       return 1;
   }
 }
-// Whether a typed_kernel, which knows the types at compile time, computes the problem; else general_kernel does, which
-// finds them out at run time.
-constexpr bool has_typed_kernel(const Problem& problem, Output output) {
-  const DType logits = problem.logits.dtype, target = problem.target.dtype;
-  const bool half = logits == DType::kFloat16 || logits == DType::kBFloat16;
-  const bool types =
-      target == logits || target == DType::kUInt8 || target == DType::kInt64 || (half && target == DType::kFloat32);
-  return types && terms_of(problem, output) == Terms::kPlain && is_full(problem.logits, problem.numel) &&
-         is_full(problem.target, problem.numel) && problem.compute_double == (logits == DType::kFloat64) &&
-         (!has_elements(output) || problem.out_dtype == logits);
+
+// Neighbouring elements of a thread: the lanes that are joined.
+constexpr int kPerThread = int(kJoined);
+constexpr int kThreads = int(kLanes) / kPerThread;
+// What the address of a vector of so many bytes is a multiple of.
+constexpr int vector_alignment(int bytes) { return bytes < 16 ? bytes : 16; }
+inline bool is_aligned(const void* data, DType dtype) {
+  return reinterpret_cast<uintptr_t>(data) % vector_alignment(kPerThread * size_of(dtype)) == 0;
 }
 
-// Neighbouring elements of a thread: what 16 bytes hold of them, and at least the lanes that are joined.
-constexpr int per_thread(int bytes) { return bytes > 4 ? int(kJoined) : 16 / bytes; }
-template <class T>
-constexpr int kPerThread = per_thread(sizeof(T));
+// ---- Operands ------------------------------------------------------------------------------------------------------
+
+// x / y for x < 2^32 by a multiplication (Granlund and Montgomery, "Division by invariant integers using multiplication",
+// 1994): (mulhi(x, multiplier) + x) >> shift, shift being the logarithm of y, rounded up.
+struct Division {
+  uint32_t multiplier, shift;
+};
+constexpr bool fits_division(int64_t x) { return x < int64_t(1) << 32; }
+constexpr Division division_by(int64_t y) {  // 0 < y < 2^32
+  uint32_t shift = 0;
+  while ((int64_t(1) << shift) < y) ++shift;
+  return {uint32_t(((uint64_t(1) << 32) * ((uint64_t(1) << shift) - uint64_t(y))) / uint64_t(y) + 1), shift};
+}
+
+// How a thread finds an operand's values for its neighbouring elements.
+enum class Reading : int8_t {
+  kConstant,  // one for all, or none
+  kFull,      // they are the operand's own neighbours ...
+  kRepeated,  // ... of which there are fewer than elements
+  kShared,    // they share one
+  kGathered,  // each by itself
+};
+struct Layout {
+  Reading reading = Reading::kConstant;
+  Division by_inner = {}, by_size = {};
+};
+inline Layout layout_of(const Operand& operand, int64_t numel) {
+  if (operand.data == nullptr || operand.size == 1 || numel == 0) return {};
+  const bool aligned = is_aligned(operand.data, operand.dtype);
+  Layout layout = {Reading::kGathered};
+  if (is_full(operand, numel)) {
+    if (aligned) layout.reading = Reading::kFull;
+  } else if (operand.inner % kPerThread == 0) {
+    layout.reading = Reading::kShared;
+  } else if (operand.inner == 1 && operand.size % kPerThread == 0 && aligned) {
+    layout.reading = Reading::kRepeated;
+  }
+  if (fits_division(numel)) {
+    layout.by_inner = division_by(operand.inner);
+    layout.by_size = division_by(operand.size);
+  }
+  return layout;
+}
+
+struct Layouts {
+  Layout target, weight, pos_weight, mask, grad_output;
+};
+inline Layouts layouts_of(const Problem& of) {
+  const auto layout = [&](const Operand& operand) { return layout_of(operand, of.numel); };
+  return {layout(of.target), layout(of.weight), layout(of.pos_weight), layout(of.mask), layout(of.grad_output)};
+}
+
+// ---- Kernels -------------------------------------------------------------------------------------------------------
+
+// Whether the problem has a kernel that knows the logits' type and mostly the other operands', and reads vectors (Typed in
+// kernels.cuh); else one that finds all of it out at run time does (General).
+inline bool has_typed_kernel(const Problem& problem, Output output) {
+  const DType logits = problem.logits.dtype, target = problem.target.dtype;
+  const int64_t numel = problem.numel;
+  const auto full = [&](const Operand& operand) {
+    return is_full(operand, numel) && is_aligned(operand.data, operand.dtype);
+  };
+  const auto factor = [&](const Operand& operand) {  // a weight, or grad_output
+    if (operand.data == nullptr || operand.size == 1) return true;
+    const bool type = operand.dtype == logits || (operand.dtype == DType::kFloat32 && logits != DType::kFloat64);
+    return type && (fits_division(numel) || full(operand));
+  };
+  const auto kept = [&](const Operand& mask) {
+    return mask.data == nullptr || mask.size == 1 || fits_division(numel) || full(mask);
+  };
+  const bool half = size_of(logits) == 2;
+  const bool types =
+      target == logits || target == DType::kUInt8 || target == DType::kInt64 || (half && target == DType::kFloat32);
+  const bool rich = terms_of(problem, output) != Terms::kPlain;
+  return types && has_plain_kernels(output) && !(rich && logits == DType::kFloat64) && full(problem.logits) &&
+         full(problem.target) && problem.compute_double == (logits == DType::kFloat64) && factor(problem.weight) &&
+         factor(problem.pos_weight) && factor(problem.grad_output) && kept(problem.mask) &&
+         (!has_elements(output) || (problem.out_dtype == logits && is_aligned(problem.out, logits)));
+}
 
 struct Plan {
-  Terms terms;
-  bool typed;        // typed_kernel, else general_kernel
-  int per_thread;    // neighbouring elements of a thread
-  int block;         // threads: one for per_thread of the kLanes lanes
-  int64_t grid;      // blocks, each of which takes chunks blockIdx.x, blockIdx.x + grid, ...; 0: nothing to launch
+  Terms terms;       // of the kernel: for some there is none of their own, but one that computes more
+  bool typed;
+  int64_t grid;      // blocks of kThreads, one a chunk; 0: nothing to launch
   int64_t partials;  // doubles of workspace
   bool finish;       // whether finish_kernel (one block of kLanes threads) has to follow
 };
-
-// multiprocessors: of the device. It decides how many blocks there are, and changes no bit of any result.
-constexpr Plan plan(const Problem& problem, Output output, int multiprocessors) {
+inline Plan plan(const Problem& problem, Output output) {
   Plan p = {};
-  p.terms = terms_of(problem, output);
   p.typed = has_typed_kernel(problem, output);
-  p.per_thread = per_thread(size_of(p.typed                  ? problem.logits.dtype
-                                    : problem.compute_double ? DType::kFloat64
-                                                             : DType::kFloat32));
-  p.block = int(kLanes) / p.per_thread;
-  const int64_t most = int64_t(multiprocessors) * 32;  // more blocks than are resident: the last ones even out
-  p.grid = chunks(problem.numel) < most ? chunks(problem.numel) : most;
+  p.terms = terms_of(problem, output);
+  if (p.terms == Terms::kWeights) p.terms = Terms::kAll;
+  if (p.terms == Terms::kPlain && !p.typed) p.terms = Terms::kOptions;
+  p.grid = chunks(problem.numel);
   // One chunk: its block writes the result itself.
-  p.finish = has_sum(output) && chunks(problem.numel) != 1;
-  p.partials = p.finish ? chunks(problem.numel) : 0;
+  p.finish = has_sum(output) && p.grid != 1;
+  p.partials = p.finish ? p.grid : 0;
   return p;
 }
 
