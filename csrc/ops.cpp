@@ -20,8 +20,11 @@
 STABLE_TORCH_LIBRARY(fused_logistic, m) {
   m.def("bce(" OPERANDS "int reduction, ScalarType dtype" OPTIONS "Tensor");
   m.def("bce_with_grad(" OPERANDS "int reduction, ScalarType dtype" OPTIONS "(Tensor loss, Tensor grad_logits)");
+  m.def("bce_with_grad_for(Tensor grad_output, " OPERANDS "int reduction, ScalarType dtype" OPTIONS
+        "(Tensor loss, Tensor grad_logits)");
   m.def("bce_backward(Tensor grad_output, " OPERANDS "int reduction, int wrt" OPTIONS "Tensor");
-  m.def("bce_backward_(Tensor(a!) grad_logits, Tensor grad_output, " OPERANDS "int reduction" OPTIONS "()");
+  m.def("bce_backward_(Tensor(a!) grad_logits, Tensor grad_output, Tensor? made_for, " OPERANDS "int reduction" OPTIONS
+        "()");
   m.def("bce_count(Tensor target, Tensor? mask, int? ignore_index) -> Tensor");
   m.def(
       "bce_tile_(Tensor(a!) logits, Tensor(b!)? losses, Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? "

@@ -19,7 +19,7 @@ struct Operand {
 
 enum class Output : int8_t {
   kLossSum,         // sum of the loss
-  kLossSumAndGrad,  // sum of the loss, and d loss / d logits times scale, in one pass
+  kLossSumAndGrad,  // sum of the loss, and d loss / d logits times grad_output, a scalar, times scale, in one pass
   kLoss,            // every element's loss
   kCount,           // how many elements are neither masked out nor ignored
   kGradLogits,      // the elementwise derivatives times grad_output times scale
@@ -43,7 +43,7 @@ static constexpr bool has_sum(Output output) {
   return output == Output::kLossSum || output == Output::kLossSumAndGrad || output == Output::kCount;
 }
 static constexpr bool has_elements(Output output) { return output != Output::kLossSum && output != Output::kCount; }
-// Whether grad_output goes into the result.
+// Whether grad_output goes into the result element by element.
 static constexpr bool takes_grad_output(Output output) { return output >= Output::kGradLogits; }
 static constexpr bool is_full(const Operand& operand, int64_t numel) {
   return operand.inner == 1 && operand.size == numel;

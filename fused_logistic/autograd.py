@@ -1,9 +1,10 @@
 """What is differentiated how: the two autograd Functions, for eager and compiled code alike, and their rules.
 
 For ``mean`` and ``sum`` the forward pass makes the gradient with the loss, in one pass over memory for the whole
-training step. It is made for a ``grad_output`` of 1, which a loss that is the root of a backward pass has; the backward
-pass hands it out, and makes it anew where ``grad_output`` is another number. Whatever differentiates further gets the
-ops' own derivatives, which are right to any order (:mod:`fused_logistic.composite`).
+training step. It is made for the ``grad_output`` that the backward pass of such a loss got last: 1 where a loss is the
+root, another number where it is scaled or weighted. The backward pass hands it out, and makes it anew where
+``grad_output`` is another number this time. Whatever differentiates further gets the ops' own derivatives, which are
+right to any order (:mod:`fused_logistic.composite`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +51,62 @@ def known(grad_output: Tensor) -> float | None:
     return grad_output.item()
 
 
+class MadeFor(NamedTuple):
+    """A ``grad_output``: a tensor of one number, read on the device; on the CPU that number, elsewhere its version."""
+
+    tensor: Tensor
+    value: float | None
+    version: int
+
+    @property
+    def changed(self) -> bool:
+        """Whether the number may have become another: somebody else's tensor is not copied, as that is a launch."""
+        return self.value is None and self.tensor._version != self.version
+
+
+# What was last, by what _kind tells of a loss; the oldest are forgotten. Empty where only 1 was.
+_last: dict[tuple[Any, ...], MadeFor] = {}
+_MOST = 256
+
+
+def _kind(logits: Tensor, reduction: int, dtype: torch.dtype) -> tuple[Any, ...] | None:
+    """Losses among which ``grad_output`` is expected to stay what it is; None: of this one 1 is expected.
+
+    By stream, in whose order tensors are written and read. Not while a CUDA graph is captured: a replay writes into the
+    tensors that were made then, which nothing outside of the graph would notice.
+    """
+    if type(logits) not in _PLAIN or recorded():
+        return None
+    stream = 0
+    if logits.is_cuda:
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        stream = torch._C._cuda_getCurrentRawStream(logits.get_device())
+    elif not logits.is_cpu:
+        return None
+    return logits.device, stream, reduction, dtype, logits.numel()
+
+
+def _expected(logits: Tensor, reduction: int, dtype: torch.dtype) -> MadeFor | None:
+    """What to make the gradient for; None: for 1."""
+    kind = _kind(logits, reduction, dtype) if _last else None
+    last = None if kind is None else _last.get(kind)
+    return None if last is None or last.changed else last
+
+
+def _remember(kind: tuple[Any, ...] | None, grad_output: Tensor, value: float | None) -> None:
+    if kind is None or type(grad_output) is not Tensor:
+        return
+    if value == 1:
+        _last.pop(kind, None)
+    elif value is None:
+        _last[kind] = MadeFor(grad_output.detach(), None, grad_output._version)
+    elif value and not math.isnan(value):  # 0 and NaN are never recognised
+        _last[kind] = MadeFor(grad_output.detach().clone(), value, 0)
+    while len(_last) > _MOST:
+        _last.pop(next(iter(_last)), None)
+
+
 def loss_dtype(input: Tensor, target: Tensor, promotes: bool = False) -> torch.dtype:
     """The dtype of the loss: the target's if that is a floating type, else the input's; float32 under autocast.
 
@@ -79,9 +136,13 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         ctx.save_for_backward(*args[:6])
-        ctx.reduction, ctx.options = args[6], args[8:]
+        ctx.reduction, ctx.dtype, ctx.options = args[6], args[7], args[8:]
         if made_early(args[6], ctx.needs_input_grad[0]):
-            loss, ctx.grad_logits = ops.call(ops.bce_with_grad, *args)
+            ctx.made_for = _expected(args[0], args[6], args[7])
+            if ctx.made_for is None:
+                loss, ctx.grad_logits = ops.call(ops.bce_with_grad, *args)
+            else:
+                loss, ctx.grad_logits = ops.call(ops.bce_with_grad_for, ctx.made_for.tensor, *args)
             return loss
         ctx.grad_logits = None
         return ops.call(ops.bce, *args)
@@ -93,15 +154,22 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
         if handed_out(grad_output):
             # once: its new owner may change it. Taken and replaced in one go, for threads that share the graph
             grads[0], ctx.grad_logits = ctx.grad_logits, None
-        is_finished = grads[0] is not None and known(grad_output) == 1
-        if is_finished and True not in needed[1:4]:
-            return tuple(grads)  # the operands stay packed: whether they have changed since does not matter
+        if grads[0] is not None:
+            value, made_for = known(grad_output), ctx.made_for
+            is_finished = value is not None and value != 0 and value == (1 if made_for is None else made_for.value)
+            if is_finished and True not in needed[1:4]:
+                return tuple(grads)  # the operands stay packed: whether they have changed since does not matter
         operands = ctx.saved_tensors
         if grads[0] is None:
             if needed[0]:
                 grads[0] = ops.bce_backward(grad_output, *operands, ctx.reduction, ops.LOGITS, *ctx.options)
         elif not is_finished:
-            ops.call(ops.bce_backward_, grads[0], grad_output, *operands, ctx.reduction, *ctx.options)
+            _remember(_kind(operands[0], ctx.reduction, ctx.dtype), grad_output, value)
+            if made_for is not None and made_for.changed:
+                grads[0] = ops.bce_backward(grad_output, *operands, ctx.reduction, ops.LOGITS, *ctx.options)
+            else:
+                made = None if made_for is None else made_for.tensor
+                ops.call(ops.bce_backward_, grads[0], grad_output, made, *operands, ctx.reduction, *ctx.options)
         if True in needed[1:4]:
             for wrt in (ops.TARGET, ops.WEIGHT, ops.POS_WEIGHT):
                 if needed[wrt]:

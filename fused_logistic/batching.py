@@ -82,9 +82,16 @@ def _bce_backward(info: Any, in_dims: _Dims, grad_output: Tensor, *args: Any) ->
 
 def _bce_with_grad(info: Any, in_dims: _Dims, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     checks.reduced("bce_with_grad", args[6])
-    loss, _ = _bce(info, in_dims, *args)
+    return _bce_with_grad_for(info, (None, *in_dims), args[0].new_ones(()), *args)
+
+
+def _bce_with_grad_for(
+    info: Any, in_dims: _Dims, grad_output: Tensor, *args: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    checks.reduced("bce_with_grad_for", args[6])
+    loss, _ = _bce(info, in_dims[1:], *args)
     operands, (_, *options) = args[:7], args[7:]
-    grad, _ = _bce_backward(info, (None, *in_dims), args[0].new_ones(()), *operands, ops.LOGITS, *options)
+    grad, _ = _bce_backward(info, in_dims, grad_output, *operands, ops.LOGITS, *options)
     return (loss, grad), (0, 0)
 
 
@@ -171,6 +178,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     ops.bce_backward_: _bce_backward_,
     ops.bce_count: _count,
     ops.bce_with_grad: _bce_with_grad,
+    ops.bce_with_grad_for: _bce_with_grad_for,
     ops.linear_bce: _linear_bce,
     ops.linear_bce_backward: _linear_bce_backward,
     ops.linear_bce_with_grad: _linear_bce_with_grad,

@@ -305,6 +305,17 @@ def bce_with_grad(*args: Any) -> None:
     reduced("bce_with_grad", args[6])
 
 
+def bce_with_grad_for(grad_output: Tensor, *args: Any) -> None:
+    bce(*args)
+    reduced("bce_with_grad_for", args[6])
+    _one_number("bce_with_grad_for", "grad_output", grad_output, args[0])
+
+
+def _one_number(op: str, name: str, tensor: Tensor, logits: Tensor) -> None:
+    _same_shape(op, name, tensor, ())
+    _same_device(op, name, tensor, logits)
+
+
 def bce_backward(grad_output: Tensor, *args: Any) -> None:
     operands, wrt = args[:6], args[7]
     loss(*args[:7], *args[8:])
@@ -315,12 +326,13 @@ def bce_backward(grad_output: Tensor, *args: Any) -> None:
     _result("bce_backward", operands[wrt].dtype)
 
 
-def bce_backward_(grad_logits: Tensor, grad_output: Tensor, *args: Any) -> None:
+def bce_backward_(grad_logits: Tensor, grad_output: Tensor, made_for: Tensor | None, *args: Any) -> None:
     loss(*args)
     _same_shape("bce_backward_", "grad_logits", grad_logits, args[0].shape)
-    _same_shape("bce_backward_", "grad_output", grad_output, ())
     _same_device("bce_backward_", "grad_logits", grad_logits, args[0])
-    _same_device("bce_backward_", "grad_output", grad_output, args[0])
+    _one_number("bce_backward_", "grad_output", grad_output, args[0])
+    if made_for is not None:
+        _one_number("bce_backward_", "made_for", made_for, args[0])
 
 
 def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None) -> None:

@@ -315,8 +315,12 @@ def bce_with_grad(
 ) -> tuple[Tensor, Tensor]:
     checks.reduced("bce_with_grad", reduction)
     operands = logits, target, weight, pos_weight, mask, count, reduction
-    grad = bce_backward(logits.new_ones(()), *operands, ops.LOGITS, *options)
-    return bce(*operands, dtype, *options), grad
+    return bce_with_grad_for(logits.new_ones(()), *operands, dtype, *options)
+
+
+def bce_with_grad_for(grad_output: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    operands, (_, *options) = args[:7], args[7:]
+    return bce(*args), bce_backward(grad_output, *operands, ops.LOGITS, *options)
 
 
 # ---- The layer ----------------------------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ ignore_index=None, gamma=None, alpha=None)``; with ``gamma`` the loss is the foc
 =======================  =============================================================================================
 ``bce``                  ``(*operands, reduction, dtype, *options)``: the loss, reduced as asked, in that dtype
 ``bce_with_grad``        the same -> the reduced loss and its gradient for the logits, in one pass over memory
+``bce_with_grad_for``    ``(grad_output, *the same)``: where the gradient is that for a ``grad_output``, one number
 ``bce_backward``         ``(grad_output, *operands, reduction, wrt, *options)``: the derivative for logits (``wrt=0``),
                          target (1), weight (2) or pos_weight (3), elementwise
-``bce_backward_``        ``(grad_logits, grad_output, *operands, reduction, *options)``: turns the gradient that came
-                         with the loss, for a ``grad_output`` of 1, into that for this one: nothing where it is 1
+``bce_backward_``        ``(grad_logits, grad_output, made_for, *operands, reduction, *options)``: turns the gradient
+                         that came with the loss, for a ``grad_output`` of ``made_for`` (None: of 1), into that for
+                         this one: nothing where it is the same
 ``bce_count``            ``(target, mask, ignore_index)``: how many elements are neither masked out nor ignored
 ``linear_bce``           ``(*Layer, dtype, *options)``: the whole layer, by :mod:`fused_logistic.layer`;
                          ``linear_bce_with_grad`` and ``linear_bce_backward`` give the gradients that ``output_mask``
@@ -41,6 +43,7 @@ load()
 
 bce = torch.ops.fused_logistic.bce.default
 bce_with_grad = torch.ops.fused_logistic.bce_with_grad.default
+bce_with_grad_for = torch.ops.fused_logistic.bce_with_grad_for.default
 bce_backward = torch.ops.fused_logistic.bce_backward.default
 bce_backward_ = torch.ops.fused_logistic.bce_backward_.default
 bce_count = torch.ops.fused_logistic.bce_count.default

@@ -92,6 +92,10 @@ def _like_bce_with_grad(*args):
     return _like_bce(*args), torch.empty_like(args[0])
 
 
+def _like_bce_with_grad_for(grad_output, *args):
+    return _like_bce_with_grad(*args)
+
+
 def _like_bce_backward(grad_output, *args):
     return torch.empty_like(args[0], dtype=args[args[7]].dtype)
 
@@ -145,7 +149,7 @@ def _without_kernel(composition: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-def _made_again(grad_logits: Tensor, grad_output: Tensor, *args: Any) -> None:
+def _made_again(grad_logits: Tensor, grad_output: Tensor, made_for: Tensor | None, *args: Any) -> None:
     """bce_backward_ where no kernel can look at ``grad_output`` without waiting for the device."""
     grad_logits.copy_(composite.bce_backward(grad_output, *args[:7], ops.LOGITS, *args[7:]))
 
@@ -165,6 +169,7 @@ def _register() -> None:
     for name, check, composition, like, *function in (
         ("bce", checks.bce, composite.bce, _like_bce, autograd.BinaryCrossEntropyWithLogits),
         ("bce_with_grad", checks.bce_with_grad, composite.bce_with_grad, _like_bce_with_grad),
+        ("bce_with_grad_for", checks.bce_with_grad_for, composite.bce_with_grad_for, _like_bce_with_grad_for),
         ("bce_backward", checks.bce_backward, composite.bce_backward, _like_bce_backward),
         (
             "linear_bce",

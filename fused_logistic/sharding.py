@@ -111,6 +111,10 @@ def _register() -> None:
         rest = [None] * (len(args) - 6)
         return [([summed(dim), elementwise(dim)], [*placed, *rest]) for dim, placed in cases(args[:6], args[6])]
 
+    @register_sharding(ops.bce_with_grad_for)
+    def bce_with_grad_for(grad_output: Any, *args: Any) -> list[Any]:
+        return [(results, [Replicate(), *given]) for results, given in bce_with_grad(*args)]
+
     @register_sharding(ops.bce_backward)
     def bce_backward(grad_output: Any, *args: Any) -> list[Any]:
         ndim, rest, result = len(args[0].shape), [None] * (len(args) - 6), []
@@ -120,9 +124,9 @@ def _register() -> None:
         return result
 
     @register_sharding(ops.bce_backward_)
-    def bce_backward_(grad_logits: Any, grad_output: Any, *args: Any) -> list[Any]:
-        rest = [None] * (len(args) - 6)
-        return [([], [elementwise(dim), Replicate(), *placed, *rest]) for dim, placed in cases(args[:6], args[6])]
+    def bce_backward_(grad_logits: Any, grad_output: Any, made_for: Any, *args: Any) -> list[Any]:
+        given, rest = [Replicate(), None if made_for is None else Replicate()], [None] * (len(args) - 6)
+        return [([], [elementwise(dim), *given, *placed, *rest]) for dim, placed in cases(args[:6], args[6])]
 
     @register_sharding(ops.bce_count)
     def bce_count(target: Any, mask: Any, ignore_index: Any) -> list[Any]:
@@ -134,5 +138,5 @@ def _register() -> None:
     from torch.distributed.tensor._op_schema import RuntimeSchemaInfo
 
     propagator = DTensor._op_dispatcher.sharding_propagator
-    for op in (ops.bce, ops.bce_with_grad, ops.bce_backward, ops.bce_backward_, ops.bce_count):
+    for op in (ops.bce, ops.bce_with_grad, ops.bce_with_grad_for, ops.bce_backward, ops.bce_backward_, ops.bce_count):
         propagator.op_to_schema_info[op] = RuntimeSchemaInfo(static_argnum=0, needs_pytree=True)

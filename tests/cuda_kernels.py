@@ -104,7 +104,8 @@ class Launch(ctypes.Structure):
         ("partials", ctypes.c_uint64),
         ("result", ctypes.c_uint64),
         ("result_dtype", ctypes.c_int8),
-        ("made_for_one", ctypes.c_bool),
+        ("is_made", ctypes.c_bool),
+        ("made_for", Operand),
     ]
 
 
@@ -157,7 +158,8 @@ def run(
     schedule="lockstep",
     seed=0,
     count=None,
-    made=None,  # what the output already holds, made for a grad_output of 1
+    made=None,  # what the output already holds, made for a grad_output of 1 ...
+    made_for=None,  # ... or of this
 ) -> Result:
     """What launch.cpp does for one output of one problem."""
     memory, result, shape = Memory(), Result(), logits.shape
@@ -196,7 +198,8 @@ def run(
         else:
             raw = made.contiguous().view(-1).view(torch.uint8)
             out = memory.array(torch.cat([torch.zeros(offsets[2] * size, dtype=torch.uint8), raw]).numpy())
-            launch.made_for_one = True
+            launch.is_made = True
+            launch.made_for = operand(memory, made_for, shape, 0)
         problem.out = out.addr + offsets[2] * size
     plan = planned(launch, problem, output)
     if plan["partials"]:
@@ -281,7 +284,9 @@ def on_cpu(output, logits, target, weight=None, pos_weight=None, mask=None, grad
     if output == Output.LossSum:
         result.sum = ops.bce(*loss_arguments(*shared, reduction, *options, torch.float64, *focal))
     elif output == Output.LossSumAndGrad:
-        result.sum, result.out = ops.bce_with_grad(*loss_arguments(*shared, reduction, *options, torch.float64, *focal))
+        made_for = torch.ones(()) if grad_output is None or grad_output.numel() != 1 else grad_output.reshape(())
+        arguments = loss_arguments(*shared, reduction, *options, torch.float64, *focal)
+        result.sum, result.out = ops.bce_with_grad_for(made_for, *arguments)
     elif output == Output.Loss:
         result.out = ops.bce(*loss_arguments(*shared, 0, *options, logits.dtype, *focal))
     else:

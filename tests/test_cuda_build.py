@@ -66,8 +66,8 @@ def test_without_a_kernel_the_result_is_the_same(reduction):
     three = torch.tensor(3.0).double()
     shared = arguments[:7] + arguments[8:]
     made = [grad.clone() for grad in (results[1], expected[1])]
-    ops.bce_backward_._op_dk(ELSEWHERE, made[0], three, *shared)
-    ops.bce_backward_(made[1], three, *shared)
+    ops.bce_backward_._op_dk(ELSEWHERE, made[0], three, None, *shared)
+    ops.bce_backward_(made[1], three, None, *shared)
     close(made[0], made[1])
     close(made[1], 3 * expected[1])
     close(ops.bce_count._op_dk(ELSEWHERE, target, operands[4], None), ops.bce_count(target, operands[4], None))

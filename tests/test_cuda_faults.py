@@ -87,6 +87,7 @@ FAULTS = {
         "padding summed": fault("evaluate_pack", "k < count ? double(term) : 0.0", "double(term)"),
         "sum written by another thread": fault("finish_chunk", "threadIdx.x == 0", "threadIdx.x == 1"),
         "gradient not scaled": fault("elements_kernel", "of.factor[k] : scale", "of.factor[k] : C(1)"),
+        "gradient for 1, whatever is asked for": fault("elements_kernel", "scale * grad_output.value", "scale"),
     },
     TYPED: {
         "column does not wrap": fault("Source::read", "place = group -", "place = group - 0 *"),
@@ -136,11 +137,15 @@ FAULTS = {
         "q above 1 as one below": fault("focal", "exp_two_parts(x, rest, outside)", "exp_two_parts(x, rest, false)"),
     },
     GRADIENTS: {
-        "finished though not made": fault("elements_kernel", "launch.made_for_one", "true"),
-        "finished for any grad_output": fault("elements_kernel", "grad_output.value == C(1)", "true"),
+        "finished though not made": fault("elements_kernel", "launch.is_made", "true"),
+        "finished for any grad_output": fault(
+            "elements_kernel", "grad_output.value == Factor::make(launch.made_for, C(1)).value", "true"
+        ),
         "finished for one grad_output an element": fault(
             "elements_kernel", "launch.layouts.grad_output.reading == Reading::kConstant", "true"
         ),
+        "made for 1, whatever it was made for": fault("elements_kernel", "make(launch.made_for,", "make(Operand{},"),
+        "0 as -0": fault("elements_kernel", "grad_output.value != C(0)", "true"),
         "never finished": fault("elements_kernel", "return;", ";"),
     },
 }
@@ -229,7 +234,7 @@ def check_plain(module):
     torch.manual_seed(0)
     logits, target = 4 * torch.randn(1, 3 * 8192 + 1031), torch.rand(1, 3 * 8192 + 1031)
     both_agree(module, logits, target, mean=True)
-    both_agree(module, logits[:, :1031], target[:, :1031], schedule="reverse")
+    both_agree(module, logits[:, :1031], target[:, :1031], schedule="reverse", grad_output=torch.tensor([0.3]))
     both_agree(module, *cancelling(3 * 8192 + 1031))
     for i in range(20):
         both_agree(module, logits[:, i : i + 1], target[:, i : i + 1])
@@ -304,10 +309,11 @@ def check_gradients(module):
     made = torch.full_like(logits, torch.nan)
     for general in (False, True):
         one, other = {"grad_output": torch.ones(1)}, {"grad_output": torch.tensor([0.3])}
-        finished = run(module, Output.GradLogits, logits, target, general=general, made=made, **one)
-        assert finished.stats[0].store_bytes == 0
-        each = {"grad_output": torch.rand(1, 1031)}
-        for made_before, options in [(made, other), (made, each), (None, one), (None, other)]:
+        for made_for, same in [(None, one), (other["grad_output"], other)]:
+            options = {"general": general, "made": made, "made_for": made_for, **same}
+            assert run(module, Output.GradLogits, logits, target, **options).stats[0].store_bytes == 0
+        each, zero = {"grad_output": torch.rand(1, 1031)}, {"grad_output": torch.zeros(1), "made_for": -torch.zeros(1)}
+        for made_before, options in [(made, other), (made, each), (None, one), (None, other), (made, zero)]:
             result = run(module, Output.GradLogits, logits, target, general=general, made=made_before, **options)
             assert same_bits(result.out, on_cpu(Output.GradLogits, logits, target, **options).out)
 

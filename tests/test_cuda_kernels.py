@@ -246,12 +246,12 @@ def test_count(kernels, dtype):
 @pytest.mark.parametrize("form", ["scalar", "column", "row", "full"])
 @pytest.mark.parametrize("kind", OPERAND_TYPES, ids=name)
 def test_grad_output(kernels, kind, form):
-    for dtype, columns in itertools.product(FLOATS, (28, COLUMNS)):
-        logits, target = make_logits((ROWS, columns), dtype), make_target((ROWS, columns), dtype)
-        grad_output = make_weight(form, kind)
-        if form in ("column", "full"):
-            grad_output = grad_output[..., :columns].contiguous()
-        compare(kernels, Output.GradLogits, logits, target, grad_output=grad_output)
+    for dtype in FLOATS:
+        logits, target = make_logits((ROWS, COLUMNS), dtype), make_target((ROWS, COLUMNS), dtype)
+        compare(kernels, Output.GradLogits, logits, target, grad_output=make_weight(form, kind))
+    if form == "row" and kind in FLOATS:  # of more than a chunk, and of vectors
+        logits, target = make_logits((300, 28), kind), make_target((300, 28), kind)
+        compare(kernels, Output.GradLogits, logits, target, grad_output=make_logits((300, 1), kind))
 
 
 @pytest.mark.parametrize("output", [output for output in Output if output != Output.Count], ids=name)
@@ -336,8 +336,8 @@ def test_result_types(kernels, dtype):
 @pytest.mark.parametrize("gamma", [None, 2.0], ids=["bce", "focal"])
 @pytest.mark.parametrize("general", [False, True], ids=["typed", "general"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
-def test_gradient_made_for_one(kernels, dtype, general, gamma):
-    """Where grad_output is 1 nothing is stored, NaN here; else the gradient is computed again, over what was there."""
+def test_gradient_that_is_made(kernels, dtype, general, gamma):
+    """Where it is for this grad_output nothing is stored, NaN here; else it is computed again, over what was there."""
     logits, target = make_logits((1, 8192 + 1029), dtype), make_target((1, 8192 + 1029), dtype)
     made = torch.full_like(logits, np.nan)
     for kind, offsets in [(dtype, (0, 0, 0)), (torch.float32, (0, 0, 1)), (torch.float64, (1, 1, 1))]:
@@ -348,6 +348,12 @@ def test_gradient_made_for_one(kernels, dtype, general, gamma):
             other = torch.tensor([value], dtype=kind)
             result = compare(kernels, Output.GradLogits, logits, target, grad_output=other, **options)
             assert result.stats[0].store_bytes == logits.nbytes
+    scale, options["made_for"] = torch.tensor([1024.0], dtype=dtype), torch.tensor([1024.0])
+    same = run(kernels, Output.GradLogits, logits, target, grad_output=scale, **options)
+    assert same.out.isnan().all() and same.stats[0].store_bytes == 0
+    compare(kernels, Output.GradLogits, logits, target, grad_output=torch.ones(1, dtype=dtype), **options)
+    zero = {**options, "made_for": torch.tensor([-0.0])}  # its gradients are not those of 0
+    compare(kernels, Output.GradLogits, logits, target, grad_output=torch.zeros(1, dtype=dtype), **zero)
     full = {"grad_output": torch.ones_like(logits), "made": made, "general": general, "gamma": gamma}
     compare(kernels, Output.GradLogits, logits, target, **full)  # ones, but not known to be: computed
     alone = {**full, "grad_output": torch.ones(1), "made": None}

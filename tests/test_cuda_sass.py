@@ -1,6 +1,6 @@
 """What ptxas makes of the kernels: vector accesses, registers, and instructions an element in the hot loop.
 
-The hot loop reads the rows that `shape` in kernels.cuh says, a thread's 4 elements of each by one load, 16 bytes of fp32.
+The hot loop reads as many rows as `shape` in kernels.cuh says, 4 elements a thread by one load, 16 bytes in fp32.
 Instructions set a second bound beside memory: an SM issues 4 warp instructions, 128 thread instructions, a clock.
   A100: 108 SMs x 128 x 1.41 GHz / 39 = 500 G elements/s; memory: 1555 GB/s / 12 bytes = 130 G elements/s
   H100: 132 SMs x 128 x 1.755 GHz / 39 = 760 G elements/s; memory: 3350 GB/s / 12 bytes = 279 G elements/s

@@ -108,6 +108,51 @@ def test_cuda_graph():
             assert same_bits(result, expected)
 
 
+def scaled_step(logits, target, factor):
+    logits = logits.detach().requires_grad_()
+    (factor * fl.binary_cross_entropy_with_logits(logits, target)).backward()
+    return logits.grad
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_factor_in_any_order(dtype, device):
+    """What a gradient was made for ahead of time does not show in it."""
+    logits, target = (4 * torch.randn(9000)).to(dtype), torch.rand(9000).to(dtype)
+    factors = [1.0, 0.3, 0.3, 65536.0, 65536.0, 0.0, -0.0, 1.0, 1.0, torch.nan, 0.3]
+    expected = [scaled_step(logits, target, factor) for factor in factors]
+    for factor, gradient in zip(factors, expected, strict=True):
+        assert same_bits(scaled_step(logits.to(device), target.to(device), factor).cpu(), gradient)
+
+
+@pytest.mark.cuda
+@needs_gpu
+def test_a_factor_in_a_cuda_graph_and_on_streams():
+    """A replay between a forward pass and its backward pass, each of which might use what the other left."""
+    logits, target = large()
+    factors = [torch.tensor(value, device="cuda") for value in (0.5, 3.0)]
+    expected = [scaled_step(logits, target, factor) for factor in factors]
+    stream, static = torch.cuda.Stream(), factors[0].clone()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        scaled_step(logits, target, static)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = scaled_step(logits, target, static)
+    for turn in range(6):
+        static.copy_(factors[turn % 2])
+        leaf = logits.detach().requires_grad_()
+        loss = factors[turn // 2 % 2] * fl.binary_cross_entropy_with_logits(leaf, target)
+        graph.replay()
+        with torch.cuda.stream(stream):
+            stream.wait_stream(torch.cuda.current_stream())
+            other = scaled_step(logits, target, factors[1 - turn % 2])
+        torch.cuda.current_stream().wait_stream(stream)
+        loss.backward()
+        assert same_bits(captured, expected[turn % 2]) and same_bits(other, expected[1 - turn % 2])
+        assert same_bits(leaf.grad, expected[turn // 2 % 2])
+
+
 @pytest.mark.cuda
 @needs_gpu
 def test_current_stream():

@@ -36,11 +36,11 @@ SINGLE = (torch.randn(4, 2), torch.randn(2), None, Y[:, 0], None, None, None)
         (ops.bce_backward, (ONE, Z, INT, *REST, ops.SUM, ops.TARGET), "result of dtype float64"),
         (ops.bce_backward, (ONE, Z, Y, *REST, ops.SUM, ops.WEIGHT), "wrt"),
         (ops.bce_backward, (ONE, Z, Y, *REST, ops.SUM, 4), "wrt"),
-        (ops.bce_backward_, (Z[:2].clone(), ONE, Z, Y, *GRAD), "grad_logits"),
-        (ops.bce_backward_, (Z[:2].clone(), HALF, Z, Y, *GRAD), "grad_logits"),
-        (ops.bce_backward_, (Z.double(), HALF, Z, Y, *GRAD), "grad_logits"),
-        (ops.bce_backward_, (torch.empty(3, 4).t(), HALF, Z, Y, *GRAD), "grad_logits"),
-        (ops.bce_backward_, (Z.clone(), Y, Z, Y, *GRAD), "grad_"),
+        (ops.bce_backward_, (Z[:2].clone(), ONE, None, Z, Y, *GRAD), "grad_logits"),
+        (ops.bce_backward_, (Z[:2].clone(), HALF, None, Z, Y, *GRAD), "grad_logits"),
+        (ops.bce_backward_, (Z.double(), HALF, None, Z, Y, *GRAD), "grad_logits"),
+        (ops.bce_backward_, (torch.empty(3, 4).t(), HALF, None, Z, Y, *GRAD), "grad_logits"),
+        (ops.bce_backward_, (Z.clone(), Y, None, Z, Y, *GRAD), "grad_"),
         (ops.bce_tile_, (Z.clone(), Z[:2].clone(), Y, *TILE), "losses"),
         (ops.bce_tile_, (Z.clone(), None, Y[0], *TILE), "target"),
         (ops.bce_tile_, (Z.clone(), None, Y[:, :2], None, None, None, None, 1.0, False, True), "target is not"),
@@ -61,7 +61,7 @@ def test_misuse_raises(op, arguments, message):
 def test_operands_of_no_derivative_refuse_one():
     z = Z.clone().requires_grad_()
     with pytest.raises(RuntimeError, match="no derivative"):
-        ops.bce_backward_(Z.clone(), HALF, z, Y, *GRAD)
+        ops.bce_backward_(Z.clone(), HALF, None, z, Y, *GRAD)
     with pytest.raises(RuntimeError, match="no derivative"):
         ops.linear_bce_single(z[:, :2], *SINGLE[1:], None, None, ops.SUM, torch.float32, [True] * 3)
 
@@ -70,7 +70,7 @@ def test_what_writes_in_place_says_so():
     """Autograd refuses to go on with a tensor that was changed after it was saved."""
     grad = ops.bce_with_grad(*loss_arguments(Z, Y))[1]
     for tensor, write in (
-        (grad, lambda: ops.bce_backward_(grad, HALF, *grad_arguments(Z, Y)[:7])),
+        (grad, lambda: ops.bce_backward_(grad, HALF, None, *grad_arguments(Z, Y)[:7])),
         (logits := Z.clone(), lambda: ops.bce_tile_(logits, None, Y, *TILE)),
     ):
         factor = torch.ones(4, 3, requires_grad=True)

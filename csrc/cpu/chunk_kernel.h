@@ -245,6 +245,7 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   row.q = q;
   row.linear = linear;
   row.scale = C(problem.scale);
+  if (kOutput == Output::kLossSumAndGrad && first < last) row.scale = row.scale * grad_output.row(0, 1)[0];
   if constexpr (kTerms != Terms::kPlain) row.settings = settings_of<C>(problem.options);
   // A sum tells for nothing of infinite weights and of groups that overflow: where it is not finite, the chunk is done again.
   constexpr bool kAsked = has_sum(kOutput) && kOutput != Output::kCount;

@@ -21,9 +21,12 @@ struct Cpu {
   Tensor empty(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, ScalarType dtype) const {
     return empty_cpu(sizes, strides, dtype);
   }
-  bool is_one(const Tensor& grad_output) const { return grad_output.numel() == 1 && scalar_of(grad_output) == 1; }
+  bool is_made(const OptionalTensor& made_for, const Tensor& grad_output) const {
+    const double value = scalar_of(grad_output);  // 0 has two signs, which gradients have too
+    return value != 0 && value == (made_for.has_value() ? scalar_of(*made_for) : 1);
+  }
 
-  void run(Problem& problem, Output output, Mean mean, const Tensor* result, bool /*made_for_one*/ = false) const {
+  void run(Problem& problem, Output output, Mean mean, const Tensor* result, const Operand* /*made_for*/ = {}) const {
     in_float_mode([&] {
       const double divisor = mean.count != nullptr ? *mean.count : mean.value;
       problem.scale = 1 / divisor;
@@ -102,6 +105,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_logistic, CPU, m) {
   using Cpu = fused_logistic::Ops<fused_logistic::Cpu>;
   m.impl("bce", TORCH_BOX(&Cpu::bce));
   m.impl("bce_with_grad", TORCH_BOX(&Cpu::bce_with_grad));
+  m.impl("bce_with_grad_for", TORCH_BOX(&Cpu::bce_with_grad_for));
   m.impl("bce_backward", TORCH_BOX(&Cpu::bce_backward));
   m.impl("bce_backward_", TORCH_BOX(&Cpu::bce_backward_));
   m.impl("bce_count", TORCH_BOX(&Cpu::bce_count));

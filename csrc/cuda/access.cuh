@@ -164,8 +164,7 @@ struct Source {
   FL_DEVICE Source make(const Operand& operand, C absent) {
     Source source = {absent};
     if (operand.data != nullptr && operand.size == 1) {
-      with_type(AnyTypes{}, operand.dtype, operand.data,
-                [&](auto* data) { source.value = to_arithmetic<C>(data[0]); });
+      with_type(AnyTypes{}, operand.dtype, operand.data, [&](auto* data) { source.value = to_arithmetic<C>(data[0]); });
     }
     return source;
   }

@@ -51,9 +51,8 @@ Kernel kernel(const Problem& problem, const Plan& plan) {
   if constexpr (kOutput == Output::kCount) {
     return nullptr;  // it has no weights
   } else {
-    return with_loss(problem.options.loss, [&](auto loss) {
-      return kernel<kOutput, decltype(loss), Terms::kAll>(problem, plan.typed);
-    });
+    return with_loss(problem.options.loss,
+                     [&](auto loss) { return kernel<kOutput, decltype(loss), Terms::kAll>(problem, plan.typed); });
   }
 }
 

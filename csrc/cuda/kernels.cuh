@@ -127,8 +127,8 @@ FL_DEVICE void evaluate_pack(const Elements<C>& of, int count, const Settings<C>
     C term = 0;
     LossGroup<C> group = {};
     if constexpr (kGrouped) group = sums.lanes[k];
-    const ElementAccess<C> element = {of.z[k],    of.y[k],      of.p[k],   of.w[k], of.kept[k],
-                                      of.factor[k], values[k], term, group};
+    const ElementAccess<C> element = {of.z[k],      of.y[k],   of.p[k], of.w[k], of.kept[k],
+                                      of.factor[k], values[k], term,    group};
     evaluate<kOutput, L, kTerms, kCareful, C>(element, settings);
     if constexpr (has_weights(kTerms) && !kCareful) {
       const C result = has_elements(kOutput) ? values[k] : term;
@@ -201,7 +201,8 @@ constexpr Shape shape() {
 
 // Loss L (a struct of losses.h) of the elements of a chunk.
 template <Output kOutput, class L, Terms kTerms, class T>
-__global__ void __launch_bounds__(kThreads, (shape<kOutput, L, kTerms, T>().blocks)) elements_kernel(const Launch launch) {
+__global__ void __launch_bounds__(kThreads, (shape<kOutput, L, kTerms, T>().blocks))
+    elements_kernel(const Launch launch) {
   using C = typename T::C;
   constexpr int N = kPerThread, kRows = shape<kOutput, L, kTerms, T>().rows;
   constexpr bool kGrouped = is_grouped(kOutput, kTerms), kTyped = T::kTyped;
@@ -209,14 +210,17 @@ __global__ void __launch_bounds__(kThreads, (shape<kOutput, L, kTerms, T>().bloc
   const bool fits = fits_division(problem.numel);
   using Factor = Source<C, typename T::Factor, kTyped>;
   const Factor grad_output = Factor::make(problem.grad_output, C(1));
-  if (kOutput == Output::kGradLogits && launch.made_for_one &&
-      launch.layouts.grad_output.reading == Reading::kConstant && grad_output.value == C(1)) {
-    return;  // the gradient is there already, having been made for the grad_output that has come
+  if constexpr (kOutput == Output::kGradLogits) {
+    if (launch.is_made && launch.layouts.grad_output.reading == Reading::kConstant && grad_output.value != C(0) &&
+        grad_output.value == Factor::make(launch.made_for, C(1)).value) {
+      return;  // the gradient is there already, having been made for the grad_output that has come
+    }
   }
   const Factor weight = Factor::make(problem.weight, C(1)), pos_weight = Factor::make(problem.pos_weight, C(1));
   const auto target = Source<C, typename T::Target, kTyped>::make(problem.target, C(0));
   const auto mask = Source<C, typename T::Mask, kTyped>::make(problem.mask, C(1));
-  const C scale = C(launch.count != nullptr ? 1 / *launch.count : problem.scale);
+  C scale = C(launch.count != nullptr ? 1 / *launch.count : problem.scale);
+  if constexpr (kOutput == Output::kLossSumAndGrad) scale = scale * grad_output.value;
   const Settings<C> settings = settings_of<C>(problem.options);
 
   const int64_t chunk = blockIdx.x, begin = chunk * kChunk + int64_t(threadIdx.x) * N, next = (chunk + 1) * kChunk;
@@ -244,7 +248,8 @@ __global__ void __launch_bounds__(kThreads, (shape<kOutput, L, kTerms, T>().bloc
       pos_weight.template read<kWhole>(problem.pos_weight, launch.layouts.pos_weight, fits, i, count, of.p);
       weight.template read<kWhole>(problem.weight, launch.layouts.weight, fits, i, count, of.w);
     }
-    if constexpr (has_options(kTerms)) mask.template read<kWhole>(problem.mask, launch.layouts.mask, fits, i, count, of.kept);
+    if constexpr (has_options(kTerms))
+      mask.template read<kWhole>(problem.mask, launch.layouts.mask, fits, i, count, of.kept);
     if constexpr (takes_grad_output(kOutput)) {
       grad_output.template read<kWhole>(problem.grad_output, launch.layouts.grad_output, fits, i, count, of.factor);
     }

@@ -16,9 +16,11 @@ struct Launch {
   double* partials;     // the sum of each chunk; not used if there is only one chunk
   void* result;
   DType result_dtype;
-  // kGradLogits: problem.out already holds the gradient for a grad_output of 1. Where the problem's grad_output, one number
-  // on the device, is 1, nothing is touched; else the gradient is computed again, over it.
-  bool made_for_one;
+  // kGradLogits: whether problem.out already holds the gradient for the grad_output made_for, one number on the device; 1
+  // if it is absent. Where the problem's own is the same number, nothing is touched; else the gradient is computed again,
+  // over it. So it is for 0, of which there are two.
+  bool is_made;
+  Operand made_for;
 };
 
 // Each starts one kernel; the caller checks for errors. These are also what instantiates the kernels' templates.

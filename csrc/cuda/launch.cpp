@@ -17,10 +17,11 @@ class Cuda {
   Tensor empty(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, ScalarType dtype) const {
     return empty_strided(sizes, strides, dtype, device_);
   }
-  bool is_one(const Tensor&) const { return false; }  // the kernel looks: reading it here would wait for the device
+  // The kernel looks: reading them here would wait for the device.
+  bool is_made(const OptionalTensor&, const Tensor&) const { return false; }
 
   // Launches what the plan says.
-  void run(const Problem& problem, Output output, Mean mean, const Tensor* result, bool made_for_one = false) const {
+  void run(const Problem& problem, Output output, Mean mean, const Tensor* result, const Operand* made_for = {}) const {
     const Plan p = plan(problem, output);
     Launch launch = {};
     launch.problem = problem;
@@ -28,7 +29,8 @@ class Cuda {
     launch.problem.scale = 1 / mean.value;
     launch.divisor = mean.value;
     launch.count = mean.count;
-    launch.made_for_one = made_for_one;
+    launch.is_made = made_for != nullptr;
+    if (launch.is_made) launch.made_for = *made_for;
     if (result != nullptr) {
       launch.result = result->mutable_data_ptr();
       launch.result_dtype = dtype_of(result->scalar_type());
@@ -62,6 +64,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_logistic, CUDA, m) {
   using Cuda = fused_logistic::Ops<fused_logistic::Cuda>;
   m.impl("bce", TORCH_BOX(&Cuda::bce));
   m.impl("bce_with_grad", TORCH_BOX(&Cuda::bce_with_grad));
+  m.impl("bce_with_grad_for", TORCH_BOX(&Cuda::bce_with_grad_for));
   m.impl("bce_backward", TORCH_BOX(&Cuda::bce_backward));
   m.impl("bce_backward_", TORCH_BOX(&Cuda::bce_backward_));
   m.impl("bce_count", TORCH_BOX(&Cuda::bce_count));

@@ -111,7 +111,7 @@ inline bool has_typed_kernel(const Problem& problem, Output output) {
 }
 
 struct Plan {
-  Terms terms;       // of the kernel: for some there is none of their own, but one that computes more
+  Terms terms;  // of the kernel: for some there is none of their own, but one that computes more
   bool typed;
   int64_t grid;      // blocks of kThreads, one a chunk; 0: nothing to launch
   int64_t partials;  // doubles of workspace
