@@ -155,25 +155,16 @@ FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
 
 // Writes a row of C into an output of another type.
 template <class C>
-void write(const C* values, int64_t count, DType dtype, void* out, int64_t begin) {
-  constexpr int64_t w = kBytes / 4;
-  for (int64_t i = 0; i < count; i += w) {
-    const int64_t n = count - i < w ? count - i : w;
-    float padded[w] = {};
-    for (int64_t k = 0; k < n; ++k) padded[k] = float(values[i + k]);
-    if (dtype == DType::kFloat64) {
-      for (int64_t k = 0; k < n; ++k) static_cast<double*>(out)[begin + i + k] = double(values[i + k]);
-    } else if (dtype == DType::kFloat32) {
-      memcpy(static_cast<float*>(out) + begin + i, padded, n * sizeof(float));
-    } else if (dtype == DType::kFloat16) {
-      Half half[w];
-      store(half, load(padded));
-      memcpy(static_cast<Half*>(out) + begin + i, half, n * sizeof(Half));
-    } else {
-      BFloat16 half[w];
-      store(half, load(padded));
-      memcpy(static_cast<BFloat16*>(out) + begin + i, half, n * sizeof(BFloat16));
-    }
+FL_CALLED void write(const C* values, int64_t count, DType dtype, void* out, int64_t begin) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return convert(values, 0, count, static_cast<double*>(out) + begin);
+    case DType::kFloat16:
+      return convert(values, 0, count, static_cast<Half*>(out) + begin);
+    case DType::kBFloat16:
+      return convert(values, 0, count, static_cast<BFloat16*>(out) + begin);
+    default:
+      return convert(values, 0, count, static_cast<float*>(out) + begin);
   }
 }
 

@@ -15,22 +15,31 @@ constexpr DType dtype_of<Half> = DType::kFloat16;
 template <>
 constexpr DType dtype_of<BFloat16> = DType::kBFloat16;
 
-// out[0 .. count) = data[start .. start + count), converted to C.
-template <class C, class T>
-void convert(const T* data, int64_t start, int64_t count, C* out) {
-  for (int64_t i = 0; i < count; ++i) out[i] = C(data[start + i]);
-}
-// The 16-bit floats go through the vector loads (a padded copy for what remains), so that they are decoded once.
-template <class C, class T>
-void convert_16bit(const T* data, int64_t start, int64_t count, C* out) {
-  constexpr int64_t w = kBytes / 4;
-  float values[w];
-  for (int64_t i = 0; i < count; i += w) {
-    const int64_t n = count - i < w ? count - i : w;
-    T padded[w] = {};
-    memcpy(padded, data + start + i, n * sizeof(T));
-    store(values, load(padded));
-    for (int64_t k = 0; k < n; ++k) out[i + k] = C(values[k]);
+template <class T>
+constexpr bool is_16bit = dtype_of<T> == DType::kFloat16 || dtype_of<T> == DType::kBFloat16;
+
+// out[0 .. count) = data[start .. start + count), converted. To and from the 16-bit floats by way of fp32 and the vector
+// loads and stores, what remains from or to a padded copy, so that they are decoded and rounded in one place.
+template <class From, class To>
+void convert(const From* data, int64_t start, int64_t count, To* out) {
+  if constexpr (!is_16bit<From> && !is_16bit<To>) {
+    for (int64_t i = 0; i < count; ++i) out[i] = To(data[start + i]);
+  } else {
+    using Between = std::conditional_t<is_16bit<From>, From, float>;
+    using Result = std::conditional_t<is_16bit<To>, To, float>;
+    constexpr int64_t w = width<FloatVector>;
+    int64_t i = 0;
+    if constexpr (std::is_same_v<From, Between> && std::is_same_v<To, Result>) {
+      for (; i + w <= count; i += w) store(out + i, load(data + start + i));
+    }
+    for (; i < count; i += w) {
+      const int64_t n = count - i < w ? count - i : w;
+      Between padded[w] = {};
+      Result result[w];
+      for (int64_t k = 0; k < n; ++k) padded[k] = Between(data[start + i + k]);
+      store(result, load(padded));
+      for (int64_t k = 0; k < n; ++k) out[i + k] = To(result[k]);
+    }
   }
 }
 
@@ -42,9 +51,9 @@ void read(const Operand& operand, int64_t start, int64_t count, C* out) {
     case DType::kFloat32:
       return convert(static_cast<const float*>(operand.data), start, count, out);
     case DType::kFloat16:
-      return convert_16bit(static_cast<const Half*>(operand.data), start, count, out);
+      return convert(static_cast<const Half*>(operand.data), start, count, out);
     case DType::kBFloat16:
-      return convert_16bit(static_cast<const BFloat16*>(operand.data), start, count, out);
+      return convert(static_cast<const BFloat16*>(operand.data), start, count, out);
     case DType::kUInt8:
       return convert(static_cast<const uint8_t*>(operand.data), start, count, out);
     case DType::kInt8:
