@@ -9,14 +9,14 @@
 
 namespace fused_logistic {
 
-enum class Loss : int8_t { kBce, kFocal };  // which struct of losses.h
+enum class Loss : int8_t { kBce, kFocal, kFocalOfWholeGamma };  // which struct of losses.h
 
 struct Options {
   double label_smoothing = 0;
   bool has_ignore_index = false;
   double ignore_index = 0;
   Loss loss = Loss::kBce;
-  // kFocal: the loss times q^gamma and alpha_t, which is alpha y + alpha_opposite (1 - y); 1 and 1 without alpha
+  // The focal losses: the loss times q^gamma and alpha_t, which is alpha y + alpha_opposite (1 - y); 1 and 1 without alpha
   double gamma = 0, alpha = 1, alpha_opposite = 1;
 };
 
@@ -52,7 +52,8 @@ inline Options options_of(const char* op, FL_OPTIONS) {
   Options options = leaving_out(ignore_index);
   options.label_smoothing = label_smoothing;
   if (!gamma.has_value()) return options;
-  options.loss = Loss::kFocal;
+  const bool is_whole = *gamma == 0 || *gamma == 1 || *gamma == 2 || *gamma == 3 || *gamma == 4;
+  options.loss = is_whole ? Loss::kFocalOfWholeGamma : Loss::kFocal;
   options.gamma = *gamma;
   if (alpha.has_value()) options.alpha = *alpha, options.alpha_opposite = 1 - *alpha;
   return options;

@@ -28,7 +28,7 @@ except toolchain.ToolchainMissing as missing:
 
 CSRC = Path(__file__).parents[1] / "csrc"
 FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-fmad=false")
-LOSSES = ["Bce", "FocalLoss"]  # the structs of csrc/losses.h, in the order of enum Loss
+LOSSES = ["Bce", "FocalLossOf<false>", "FocalLossOf<true>"]  # the structs of csrc/losses.h, in the order of enum Loss
 Output = IntEnum("Output", "LossSum LossSumAndGrad Loss Count GradLogits GradTarget GradWeight GradPosWeight", start=0)
 Terms = IntEnum("Terms", "Plain Options Weights All", start=0)
 SUMS = (Output.LossSum, Output.LossSumAndGrad, Output.Count)
@@ -175,7 +175,7 @@ def run(
             label_smoothing,
             ignore_index is not None,
             float(ignore_index or 0),
-            LOSSES.index("Bce" if gamma is None else "FocalLoss"),
+            0 if gamma is None else 2 if gamma in range(5) else 1,
             gamma or 0,
             1 if alpha is None else alpha,
             1 if alpha is None else 1 - alpha,

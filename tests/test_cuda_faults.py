@@ -39,7 +39,12 @@ TYPED = "".join(
 )
 GENERAL = "".join(
     KERNEL.format(f"kLossSumAndGrad, {kernel}, General<float>")
-    for kernel in ("Bce, Terms::kOptions", "Bce, Terms::kAll", "FocalLoss, Terms::kAll")
+    for kernel in (
+        "Bce, Terms::kOptions",
+        "Bce, Terms::kAll",
+        "FocalLoss, Terms::kAll",
+        "FocalLossOfWholeGamma, Terms::kAll",
+    )
 )
 GRADIENTS = "".join(
     KERNEL.format(f"kGradLogits, Bce, {kernel}")
@@ -125,13 +130,16 @@ FAULTS = {
         "smoothing left out": fault("evaluate", "smooth(y, settings.smoothing)", "y"),
         "factors of the unsmoothed target": fault("evaluate", "factors(of, y,", "factors(of, at.y(),"),
         # the focal loss
-        "no alpha": fault("FocalLoss::weight", "w * alpha", "w"),
-        "no q^gamma": fault("FocalLoss::value", "focal_loss(of, terms, factors)", "loss(of, terms)"),
+        "no alpha": fault("FocalLossOf::weight", "w * alpha", "w"),
+        "no q^gamma": fault("FocalLossOf::value", "focal_loss(of, terms, factors)", "loss(of, terms)"),
         "gradient of q^gamma left out": fault(
-            "FocalLoss::by_logit", "return", "return add_term(factors.power, grad_logit(of, terms, factor), V(0));"
+            "FocalLossOf::by_logit", "return", "return add_term(factors.power, grad_logit(of, terms, factor), V(0));"
         ),
         "negative q, but not its sign": fault("focal", "splat<V>(constants.sign)", "splat<V>(1)"),
         "negative q not seen": fault("focal", "-at_least(minus_absolute(u)", "at_least(u"),
+        "the power of another whole gamma": fault("focal_whole", "gamma == S(2)", "gamma == S(3)"),
+        "whole gamma, and a q that cancels": fault("focal_whole", "u * (one - s)", "q"),
+        "whole gamma, and what the division lost": fault("focal_whole", "rest, square)", "zero, square)"),
         "infinite weights not asked about": fault("evaluate_pack", "result != result", "false"),
         "left out, but grouped": fault("evaluate", "select(kept, group.q, before.q)", "group.q"),
         "q above 1 as one below": fault("focal", "exp_two_parts(x, rest, outside)", "exp_two_parts(x, rest, false)"),

@@ -187,7 +187,7 @@ def test_operands_of_known_types(kernels, dtype, output):
         }
         options["mask"] = None if mask == "absent" else torch.rand(shapes[mask]) < 0.8
         factor = make_logits(shapes[["full", "column", "row"][turn % 3]], kinds[1], turn)
-        focal = {"gamma": 1.5, "alpha": 0.25} if turn % 3 == 2 else {}
+        focal = {"gamma": {5: 3.0, 11: 4.0}.get(turn, 1.5), "alpha": 0.25} if turn % 3 == 2 else {}
         options |= {"grad_output": factor, "shift": turn // 4 % 2, "label_smoothing": 0.1 * (turn % 2), **focal}
         compare(kernels, output, make_logits(shape, dtype, turn), target, **options)
 
@@ -260,11 +260,13 @@ def test_focal(kernels, dtype, output):
     """Hard, soft and integer targets; several exponents; alone, then with every other option; special logits."""
     shape = (30, 35)
     weights = {"weight": make_weight("scalar", torch.float32), "pos_weight": make_weight("scalar", torch.bfloat16)}
-    for turn, (gamma, alpha) in enumerate([(2.0, 0.25), (0.0, None), (0.3, 0.9), (2.7, None), (40.0, 0.5)]):
+    for turn, (gamma, alpha) in enumerate(
+        [(2.0, 0.25), (0.0, None), (0.3, 0.9), (2.7, None), (40.0, 0.5), (1.0, None)]
+    ):
         kind = (
             FLOATS[turn % 4]
             if output == Output.GradTarget
-            else (dtype, torch.float32, torch.bool, torch.int64, torch.int32)[turn]
+            else (dtype, torch.float32, torch.bool, torch.int64, torch.int32, torch.int16)[turn]
         )
         logits, target = make_logits(shape, dtype, turn), make_target(shape, kind, turn)
         logits[0, :3] = torch.tensor([np.inf, -np.inf, np.nan])

@@ -55,6 +55,39 @@ def test_plan():
         _C.cuda_plan(b"", 0)
 
 
+READINGS = ["constant", "full", "repeated", "shared", "gathered"]  # enum class Reading
+
+
+def test_layouts():
+    """How a weight is read by how it lies; and that its place is found by a multiplication, at all the edges."""
+
+    def layout_of(numel, inner, size, address=4096):
+        full, weight = Operand(4096, 1, 1, numel), Operand(address, 1, inner, size)
+        launch, problem = Launch(), Problem(numel, full, full, weight, out_dtype=1)
+        plan = planned(launch, problem, Output.LossSum)
+        layout = launch.layouts[1]
+        return READINGS[layout.reading], plan["typed"], list(layout.divisions)
+
+    for numel, inner, size, address, reading in [
+        (6000, 1, 1, 4096, "constant"),
+        (6000, 1, 6000, 4096, "full"),
+        (6000, 1, 6000, 4100, "gathered"),
+        (6000, 1, 60, 4096, "repeated"),
+        (6000, 1, 60, 4100, "gathered"),
+        (6000, 1, 30, 4096, "gathered"),
+        (6000, 60, 100, 4100, "shared"),
+        (6000, 30, 200, 4096, "gathered"),
+        (2**33, 1, 2**33, 4096, "full"),
+    ]:
+        assert layout_of(numel, inner, size, address)[:2] == (reading, True)
+    assert not layout_of(2**33, 1, 2**20)[1] and not layout_of(2**33, 1, 2**33, 4100)[1]
+    for divisor in [2, 3, 5, 7, 31, 80, 641, 1000, 2**16 - 1, 2**16 + 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1]:
+        multiplier, shift = layout_of(2**32 - 1, 1, divisor)[2][2:]
+        around = [k * divisor + d for k in (0, 1, 2, 3, (2**32 - 1) // divisor) for d in (-1, 0, 1)]
+        for x in [x for x in [*around, 2**32 - 1] if 0 <= x < 2**32]:
+            assert ((x * multiplier >> 32) + x) >> shift == x // divisor, (x, divisor)
+
+
 @pytest.mark.parametrize("arch", [75, 90, 120])
 def test_other_architectures(arch):
     module = load(arch, SAMPLE)

@@ -19,15 +19,16 @@ enum Function {
   kGradTarget,
   kGradPosWeight,
   kFocal,
+  kFocalWhole,
   kFocalLoss,
   kFocalGradLogit,
   kFocalGradTarget,
   kCount
 };
 constexpr const char* kNames[] = {
-    "exp_nonpositive", "exp_two_parts", "log1p_unit", "log1p_ratio",      "log_unit",
-    "log1p_large",     "sigma_minus",   "loss",       "grad_logit",       "grad_target",
-    "grad_pos_weight", "focal",         "focal_loss", "focal_grad_logit", "focal_grad_target",
+    "exp_nonpositive", "exp_two_parts", "log1p_unit",       "log1p_ratio",       "log_unit",        "log1p_large",
+    "sigma_minus",     "loss",          "grad_logit",       "grad_target",       "grad_pos_weight", "focal",
+    "focal_whole",     "focal_loss",    "focal_grad_logit", "focal_grad_target",
 };
 static_assert(sizeof(kNames) / sizeof(*kNames) == kCount, "");
 
@@ -123,9 +124,13 @@ void check_focal(T z, T y, double gamma, Report& report) {
   const fl::Logit<T> parts = fl::logit(z);
   const fl::TermWeights<T> weights = fl::term_weights(y);
   const auto constants = fl::focal_constants<T>(gamma, 1, 1);
-  const fl::Focal<T> focal = fl::focal(parts, y, constants);
+  fl::Focal<T> focal = fl::focal<false>(parts, y, constants);
   const double unit = 1 + gamma;
   report.of[kFocal].update(ulps<T>(focal.power, power) / unit, z);
+  if (gamma == int(gamma) && gamma <= 4) {
+    focal = fl::focal<true>(parts, y, constants);
+    report.of[kFocalWhole].update(ulps<T>(focal.power, power) / unit, z);
+  }
   report.of[kFocalLoss].update(ulps<T>(fl::focal_loss(parts, weights, focal), power * loss) / unit, z);
   const Wide grad = (1 - (Wide)y) * truth.sigma(false) - y * truth.sigma(true);
   const Wide slope = gamma * (1 - 2 * (Wide)y) * truth.e / (1 + truth.e) / u * loss;
@@ -154,8 +159,8 @@ void check_elements(long count, std::mt19937_64& random, Report& report) {
   const auto target = [&]() -> T { return random() % 2 ? T(random() % 2) : T(uniform(0, 1)); };
   for (long i = 0; i < count; ++i) {
     check_element<T>(logit(), target(), T(uniform(0.1, 4)), T(uniform(0.1, 4)), report);
-    constexpr double kGammas[] = {0, 0.5, 1, 2, 2.7, 5, 8};
-    check_focal<T>(logit(), target(), kGammas[random() % 7], report);
+    constexpr double kGammas[] = {0, 0.5, 1, 2, 2.7, 3, 4, 5, 8};
+    check_focal<T>(logit(), target(), kGammas[random() % 9], report);
     const bool positive = random() % 2;
     const T x = T(positive ? uniform(0, 80) : -uniform(0, 80)),
             rest = T(uniform(-0.5, 0.5) * ldexp(double(x), -Exact<T>::bits));
