@@ -22,7 +22,8 @@ from .timing import Candidate
 
 OURS = "fused"
 ELEMENTWISE, FOCAL, LAYER = "binary_cross_entropy_with_logits", "sigmoid_focal_loss", "linear_binary_cross_entropy"
-LIMITS = ("triad", "read", "products")  # products: the matrix products of a layer alone
+# products: the matrix products of a layer alone; plain: our loss without the option that is measured
+LIMITS = ("triad", "read", "products", "plain")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Case:
         return str(self.dtype).removeprefix("torch.")
 
     @property
+    def name(self) -> str:
+        """The mode and, behind a comma in the kernel's name, the option."""
+        return ", ".join([self.mode, *self.kernel.split(", ")[1:]])
+
+    @property
     def key(self) -> str:
         """Names the case, for the process that measures its memory."""
         return f"{self.kernel}/{self.mode}/{self.dtype_name}/{self.device}/{self.x_name}={self.x_value}"
@@ -76,6 +82,6 @@ def register(source: Callable[[Plan], Iterable[Case]]) -> Callable[[Plan], Itera
 
 
 def all_cases(plan: Plan) -> list[Case]:
-    from . import focal, linear, providers  # noqa: F401 - imported to register their cases
+    from . import focal, linear, options, providers  # noqa: F401 - imported to register their cases
 
     return [case for source in _sources for case in source(plan)]

@@ -32,6 +32,7 @@ STYLES = {
     "jax": ("JAX / optax, jit", "tab:brown"),
     "triad": ("torch.add(a, b, out=c)", "black"),
     "read": ("a.sum()", "gray"),
+    "plain": ("fused_logistic without the option", "tab:cyan"),
     "products": ("the matrix products alone", "black"),
 }
 Case = dict[str, Row]

@@ -87,7 +87,7 @@ def timings(case: Case, bar: tqdm) -> Iterator[Row]:
     ours = times[OURS].median
     rivals = "  ".join(f"{name} {t.median / ours:.2f}" for name, t in times.items() if name != OURS)
     bar.write(
-        f"{case.mode:>15} {case.dtype_name:>8} {case.x_value:>11,} {case.x_name:13}  ours {ours * 1e6:11,.1f} us; "
+        f"{case.name:>25} {case.dtype_name:>8} {case.x_value:>11,} {case.x_name:13}  ours {ours * 1e6:11,.1f} us; "
         "as multiples of it: "
         f"{rivals}",
         file=sys.stdout,
@@ -131,7 +131,7 @@ def main() -> None:
         measured = sum(bool(case.memory) for case in cases)
         with tqdm(total=sum(case.rounds for case in cases) + measured, unit="round", dynamic_ncols=True) as bar:
             for case in cases:
-                bar.set_description(f"{case.mode} {case.dtype_name} {case.x_value}")
+                bar.set_description(f"{case.name} {case.dtype_name} {case.x_value}")
                 timed = list(timings(case, bar))
                 gc.collect()
                 rows += timed

@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib", reason="the benchmarks draw with matplotlib")
 pytest.importorskip("tqdm", reason="the benchmarks show their progress with tqdm")
 
 import fused_logistic as fl  # noqa: E402
-from benchmarks import exactness, focal, plot, readme_table, report, results  # noqa: E402
+from benchmarks import exactness, focal, options, plot, readme_table, report, results  # noqa: E402
 from benchmarks.cases import OURS, Plan, all_cases  # noqa: E402
 from benchmarks.providers import autograd_step, unfused  # noqa: E402
 from benchmarks.timing import Candidate, Timing, count_launches, interleaved  # noqa: E402
@@ -175,6 +175,15 @@ def test_the_focal_rival_computes_the_same():
     logits, target = torch.randn(100, dtype=torch.double), torch.rand(100, dtype=torch.double)
     ours = fl.sigmoid_focal_loss(logits, target, alpha=focal.ALPHA, gamma=focal.GAMMA, reduction="mean")
     torch.testing.assert_close(focal.composed(logits, target), ours)
+
+
+@pytest.mark.parametrize("option", options.OPTIONS)
+def test_what_is_composed_for_an_option_computes_the_same(option):
+    logits, target = options.data(1024, torch.double, "cpu")
+    target, ours, composed = options.losses(option, logits, target)
+    results = [torch.autograd.grad(loss(logits, target), logits)[0] for loss in (ours, composed)]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(ours(logits, target), composed(logits, target))
 
 
 @pytest.mark.parametrize("mode", ["full", "forward", "backward", "no-grad-forward"])
