@@ -281,7 +281,8 @@ def check_general(module):
     soft = torch.where(target == -100, 2.0, torch.rand(shape))
     agree(module, logits, soft, label_smoothing=0.1, gamma=1.5, alpha=0.25)
     agree(module, logits, torch.rand(shape), weight=torch.rand(90, 1) + 1, mask=mask, gamma=2.0, alpha=0.25)
-    agree(module, logits, torch.where(mask, 3 * torch.rand(shape) - 1, 1e8), gamma=3.0)
+    for gamma in (3.0, 5.0):
+        agree(module, logits, torch.where(mask, 3 * torch.rand(shape) - 1, 1e8), gamma=gamma)
     agree(module, logits, (target == 1).float(), pos_weight=torch.tensor([np.inf, 1, 0]).repeat(34)[:101])
     for n in (1, 101):  # what pads the last vector would have a loss
         agree(module, logits[:1, :n], torch.rand(1, n), label_smoothing=0.1)

@@ -291,7 +291,9 @@ def test_focal(kernels, dtype, output):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)
 def test_focal_targets_outside(kernels, dtype, output):
     """Negative q, q above 1 and q of 0, to an odd, an even and a broken power."""
-    for turn, (gamma, alpha) in enumerate([(1.0, 0.25), (2.0, None), (3.0, None), (0.5, 0.9)]):
+    for turn, (gamma, alpha) in enumerate(
+        [(1.0, 0.25), (2.0, None), (3.0, None), (0.5, 0.9), (4.0, None), (5.0, None)]
+    ):
         logits, target = make_logits((30, 35), dtype, turn), 4 * torch.rand(30, 35).to(dtype) - 1.5
         logits[1], target[1] = np.log(2) + torch.arange(35) * torch.finfo(dtype).eps / 4 - 3e-7, 2
         target[2], target[3] = 1e3, -1e6
