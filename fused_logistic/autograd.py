@@ -51,21 +51,19 @@ def known(grad_output: Tensor) -> float | None:
     return grad_output.item()
 
 
-class MadeFor(NamedTuple):
-    """A ``grad_output``: a tensor of one number, read on the device; on the CPU that number, elsewhere its version."""
+class Expected(NamedTuple):
+    """A ``grad_output``: a tensor of one number and, where that is known, the number.
+
+    On a GPU the tensor is not copied, as that would be a launch: if somebody changes it, something else is expected.
+    What a gradient was made for is another tensor, which the kernel that read this one has written.
+    """
 
     tensor: Tensor
     value: float | None
-    version: int
-
-    @property
-    def changed(self) -> bool:
-        """Whether the number may have become another: somebody else's tensor is not copied, as that is a launch."""
-        return self.value is None and self.tensor._version != self.version
 
 
 # What was last, by what _kind tells of a loss; the oldest are forgotten. Empty where only 1 was.
-_last: dict[tuple[Any, ...], MadeFor] = {}
+_last: dict[tuple[Any, ...], Expected] = {}
 _MOST = 256
 
 
@@ -87,11 +85,10 @@ def _kind(logits: Tensor, reduction: int, dtype: torch.dtype) -> tuple[Any, ...]
     return logits.device, stream, reduction, dtype, logits.numel()
 
 
-def _expected(logits: Tensor, reduction: int, dtype: torch.dtype) -> MadeFor | None:
+def _expected(logits: Tensor, reduction: int, dtype: torch.dtype) -> Expected | None:
     """What to make the gradient for; None: for 1."""
     kind = _kind(logits, reduction, dtype) if _last else None
-    last = None if kind is None else _last.get(kind)
-    return None if last is None or last.changed else last
+    return None if kind is None else _last.get(kind)
 
 
 def _remember(kind: tuple[Any, ...] | None, grad_output: Tensor, value: float | None) -> None:
@@ -100,9 +97,9 @@ def _remember(kind: tuple[Any, ...] | None, grad_output: Tensor, value: float | 
     if value == 1:
         _last.pop(kind, None)
     elif value is None:
-        _last[kind] = MadeFor(grad_output.detach(), None, grad_output._version)
+        _last[kind] = Expected(grad_output.detach(), None)
     elif value and not math.isnan(value):  # 0 and NaN are never recognised
-        _last[kind] = MadeFor(grad_output.detach().clone(), value, 0)
+        _last[kind] = Expected(grad_output.detach().clone(), value)
     while len(_last) > _MOST:
         _last.pop(next(iter(_last)), None)
 
@@ -138,11 +135,13 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
         ctx.save_for_backward(*args[:6])
         ctx.reduction, ctx.dtype, ctx.options = args[6], args[7], args[8:]
         if made_early(args[6], ctx.needs_input_grad[0]):
-            ctx.made_for = _expected(args[0], args[6], args[7])
-            if ctx.made_for is None:
+            expected = _expected(args[0], args[6], args[7])
+            if expected is None:
+                ctx.made_for, ctx.made_for_value = None, 1
                 loss, ctx.grad_logits = ops.call(ops.bce_with_grad, *args)
             else:
-                loss, ctx.grad_logits = ops.call(ops.bce_with_grad_for, ctx.made_for.tensor, *args)
+                ctx.made_for_value = expected.value
+                loss, ctx.grad_logits, ctx.made_for = ops.call(ops.bce_with_grad_for, expected.tensor, *args)
             return loss
         ctx.grad_logits = None
         return ops.call(ops.bce, *args)
@@ -155,8 +154,8 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
             # once: its new owner may change it. Taken and replaced in one go, for threads that share the graph
             grads[0], ctx.grad_logits = ctx.grad_logits, None
         if grads[0] is not None:
-            value, made_for = known(grad_output), ctx.made_for
-            is_finished = value is not None and value != 0 and value == (1 if made_for is None else made_for.value)
+            value = known(grad_output)
+            is_finished = value is not None and value != 0 and value == ctx.made_for_value
             if is_finished and True not in needed[1:4]:
                 return tuple(grads)  # the operands stay packed: whether they have changed since does not matter
         operands = ctx.saved_tensors
@@ -165,11 +164,8 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
                 grads[0] = ops.bce_backward(grad_output, *operands, ctx.reduction, ops.LOGITS, *ctx.options)
         elif not is_finished:
             _remember(_kind(operands[0], ctx.reduction, ctx.dtype), grad_output, value)
-            if made_for is not None and made_for.changed:
-                grads[0] = ops.bce_backward(grad_output, *operands, ctx.reduction, ops.LOGITS, *ctx.options)
-            else:
-                made = None if made_for is None else made_for.tensor
-                ops.call(ops.bce_backward_, grads[0], grad_output, made, *operands, ctx.reduction, *ctx.options)
+            made_for = ctx.made_for
+            ops.call(ops.bce_backward_, grads[0], grad_output, made_for, *operands, ctx.reduction, *ctx.options)
         if True in needed[1:4]:
             for wrt in (ops.TARGET, ops.WEIGHT, ops.POS_WEIGHT):
                 if needed[wrt]:

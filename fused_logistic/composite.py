@@ -315,12 +315,13 @@ def bce_with_grad(
 ) -> tuple[Tensor, Tensor]:
     checks.reduced("bce_with_grad", reduction)
     operands = logits, target, weight, pos_weight, mask, count, reduction
-    return bce_with_grad_for(logits.new_ones(()), *operands, dtype, *options)
+    return bce_with_grad_for(logits.new_ones(()), *operands, dtype, *options)[:2]
 
 
-def bce_with_grad_for(grad_output: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def bce_with_grad_for(grad_output: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     operands, (_, *options) = args[:7], args[7:]
-    return bce(*args), bce_backward(grad_output, *operands, ops.LOGITS, *options)
+    made_for = grad_output.to(torch.float64, copy=True)
+    return bce(*args), bce_backward(grad_output, *operands, ops.LOGITS, *options), made_for
 
 
 # ---- The layer ----------------------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ FAULTS = {
         "padding summed": fault("evaluate_pack", "k < count ? double(term) : 0.0", "double(term)"),
         "sum written by another thread": fault("finish_chunk", "threadIdx.x == 0", "threadIdx.x == 1"),
         "gradient not scaled": fault("elements_kernel", "of.factor[k] : scale", "of.factor[k] : C(1)"),
+        "said to be made for 1": fault("elements_kernel", "double(grad_output.value)", "1.0"),
         "gradient for 1, whatever is asked for": fault("elements_kernel", "scale * grad_output.value", "scale"),
     },
     TYPED: {
@@ -233,6 +234,7 @@ def both_agree(module, logits, target, **options):
         call(*a, Output.LossSumAndGrad, logits, target, **options) for call, a in ((run, [module]), (on_cpu, []))
     )
     assert same_bits(result.sum.reshape(()), expected.sum) and same_bits(result.out, expected.out)
+    assert result.seen == expected.seen
 
 
 # A few cases of test_cuda_kernels.py each.
