@@ -63,20 +63,24 @@ template <class V>
 FL_FN V focal_whole(const Logit<V>& logit, V c, V u, typename Value<V>::Scalar gamma, bool outside) {
   using S = typename Value<V>::Scalar;
   const V zero = splat<V>(0), one = splat<V>(1), s = sigma_minus(logit.e), d = one + logit.e;
-  const V k = fma(splat<V>(-2), c, one);
-  V q = fma(k, s, c), rest = k * (fma(-s, logit.e - (d - one), fma(-s, d, logit.e)) * (one - s));
-  if (outside) {
-    const auto may_cancel = (c < zero) | (one < c);
-    q = select(may_cancel, u * (one - s), q);
-    rest = select(may_cancel, zero, rest);
+  const V k = fma(splat<V>(-2), c, one), rest = k * (fma(-s, logit.e - (d - one), fma(-s, d, logit.e)) * (one - s));
+  V q = fma(k, s, c);
+  if (outside) q = select((c < zero) | (one < c), u * (one - s), q);
+  V slope = one, power = q;  // of the rest, and of q
+  if (gamma == S(0)) {
+    return one;
+  } else if (gamma == S(2)) {
+    slope = q + q;
+    power = q * q;
+  } else if (gamma == S(3)) {
+    slope = splat<V>(3) * (q * q);
+    power = q * q * q;
+  } else if (gamma == S(4)) {
+    slope = splat<V>(4) * (q * q * q);
+    power = (q * q) * (q * q);
   }
-  if (gamma == S(0)) return one;
-  if (gamma == S(1)) return q + rest;
-  const V square = q * q;
-  if (gamma == S(2)) return fma(q + q, rest, square);
-  const V cube = square * q;
-  if (gamma == S(3)) return fma(splat<V>(3) * square, rest, cube);
-  return fma(splat<V>(4) * cube, rest, square * square);
+  const V corrected = fma(slope, rest, power);
+  return outside ? select((c < zero) | (one < c), power, corrected) : corrected;
 }
 
 // At most 2.6 (float) and 2.6 (double) ulp times 1 + gamma: the error of q^gamma where it is a normal number. So here and

@@ -21,7 +21,7 @@ STABLE_TORCH_LIBRARY(fused_logistic, m) {
   m.def("bce(" OPERANDS "int reduction, ScalarType dtype" OPTIONS "Tensor");
   m.def("bce_with_grad(" OPERANDS "int reduction, ScalarType dtype" OPTIONS "(Tensor loss, Tensor grad_logits)");
   m.def("bce_with_grad_for(Tensor grad_output, " OPERANDS "int reduction, ScalarType dtype" OPTIONS
-        "(Tensor loss, Tensor grad_logits, Tensor made_for)");
+        "(Tensor loss, Tensor grad_logits)");
   m.def("bce_backward(Tensor grad_output, " OPERANDS "int reduction, int wrt" OPTIONS "Tensor");
   m.def("bce_backward_(Tensor(a!) grad_logits, Tensor grad_output, Tensor? made_for, " OPERANDS "int reduction" OPTIONS
         "()");

@@ -4,11 +4,10 @@
 //   Tensor empty(sizes, strides, dtype)           an elementwise result
 //   bool is_made(made_for, grad_output)           whether a gradient made for the one is seen to be that for the other
 //                                                 without waiting for the device
-//   void run(problem, output, mean, result, made_for = null, seen = null)
+//   void run(problem, output, mean, result, made_for = null)
 //                                                 mean: what a sum is divided by, and a gradient; result: null, or the scalar
 //                                                 tensor of an output that has a sum; made_for: the output already holds
-//                                                 the gradient for this grad_output; seen: the grad_output, and the float64
-//                                                 that takes the number which the kernel has read there
+//                                                 the gradient for this grad_output
 #pragma once
 #include <torch/csrc/stable/library.h>
 
@@ -23,11 +22,6 @@ namespace fused_logistic {
 struct Mean {
   const double* count = nullptr;
   double value = 1;
-};
-
-struct Seen {
-  const Tensor& grad_output;
-  const Tensor& number;
 };
 
 template <class Backend>
@@ -49,15 +43,10 @@ struct Ops {
     return with_grad("bce_with_grad", nullptr, FL_GIVEN_OPERANDS, reduction, dtype, FL_GIVEN_OPTIONS("bce_with_grad"));
   }
 
-  // made_for: the number that the kernel has read, so that whoever changes grad_output afterwards, by whatever means, does not
-  // change what the gradient is known to be made for.
-  static std::tuple<Tensor, Tensor, Tensor> bce_with_grad_for(const Tensor& grad_output, FL_OPERANDS, int64_t reduction,
-                                                              ScalarType dtype, FL_OPTIONS) {
-    const Tensor made_for = empty_scalar(ScalarType::Double, logits);
-    const Seen seen = {grad_output, made_for};
-    const auto [loss, grad] = with_grad("bce_with_grad_for", &seen, FL_GIVEN_OPERANDS, reduction, dtype,
-                                        FL_GIVEN_OPTIONS("bce_with_grad_for"));
-    return {loss, grad, made_for};
+  static std::tuple<Tensor, Tensor> bce_with_grad_for(const Tensor& grad_output, FL_OPERANDS, int64_t reduction,
+                                                      ScalarType dtype, FL_OPTIONS) {
+    return with_grad("bce_with_grad_for", &grad_output, FL_GIVEN_OPERANDS, reduction, dtype,
+                     FL_GIVEN_OPTIONS("bce_with_grad_for"));
   }
 
   static Tensor bce_backward(const Tensor& grad_output, FL_OPERANDS, int64_t reduction, int64_t wrt, FL_OPTIONS) {
@@ -105,19 +94,18 @@ struct Ops {
   }
 
  private:
-  // The gradient is that for a grad_output of one number; null: for 1.
-  static std::tuple<Tensor, Tensor> with_grad(const char* op, const Seen* seen, const Operands& given,
+  // The gradient is that for *grad_output, one number; null: for 1.
+  static std::tuple<Tensor, Tensor> with_grad(const char* op, const Tensor* grad_output, const Operands& given,
                                               int64_t reduction, ScalarType dtype, const Options& options) {
     require(reduction != kNone, op, "reduction is neither 1 (mean) nor 2 (sum)");
     const Backend backend(given.logits);
     TensorProblem on(op, given, options);
-    if (seen != nullptr) {
-      require(seen->grad_output.numel() == 1 && is_floating(seen->grad_output.scalar_type()), op,
-              "grad_output is not one floating point number");
-      on.set_grad_output(seen->grad_output);
+    if (grad_output != nullptr) {
+      require(grad_output->numel() == 1, op, "grad_output is not one number");
+      on.set_grad_output(*grad_output);
     }
     const Tensor grad = allocate_out(backend, on, given.logits.scalar_type()), loss = empty_scalar(dtype, given.logits);
-    backend.run(on.problem, Output::kLossSumAndGrad, mean(on, given.count, reduction), &loss, nullptr, seen);
+    backend.run(on.problem, Output::kLossSumAndGrad, mean(on, given.count, reduction), &loss);
     return {loss, grad};
   }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -51,27 +52,24 @@ def known(grad_output: Tensor) -> float | None:
     return grad_output.item()
 
 
-class Expected(NamedTuple):
-    """A ``grad_output``: a tensor of one number and, where that is known, the number.
-
-    On a GPU the tensor is not copied, as that would be a launch: if somebody changes it, something else is expected.
-    What a gradient was made for is another tensor, which the kernel that read this one has written.
-    """
+class MadeFor(NamedTuple):
+    """A ``grad_output``: a copy of our own, which nothing changes, and the number where it is known without waiting."""
 
     tensor: Tensor
     value: float | None
 
 
 # What was last, by what _kind tells of a loss; the oldest are forgotten. Empty where only 1 was.
-_last: dict[tuple[Any, ...], Expected] = {}
+_last: dict[tuple[Any, ...], MadeFor] = {}
 _MOST = 256
+_forgetting = threading.Lock()
 
 
 def _kind(logits: Tensor, reduction: int, dtype: torch.dtype) -> tuple[Any, ...] | None:
     """Losses among which ``grad_output`` is expected to stay what it is; None: of this one 1 is expected.
 
-    By stream, in whose order tensors are written and read. Not while a CUDA graph is captured: a replay writes into the
-    tensors that were made then, which nothing outside of the graph would notice.
+    By stream, in whose order the copies are written and read. Not while a CUDA graph is captured: a replay would write
+    into the copies that were made then.
     """
     if type(logits) not in _PLAIN or recorded():
         return None
@@ -85,7 +83,7 @@ def _kind(logits: Tensor, reduction: int, dtype: torch.dtype) -> tuple[Any, ...]
     return logits.device, stream, reduction, dtype, logits.numel()
 
 
-def _expected(logits: Tensor, reduction: int, dtype: torch.dtype) -> Expected | None:
+def _expected(logits: Tensor, reduction: int, dtype: torch.dtype) -> MadeFor | None:
     """What to make the gradient for; None: for 1."""
     kind = _kind(logits, reduction, dtype) if _last else None
     return None if kind is None else _last.get(kind)
@@ -96,12 +94,13 @@ def _remember(kind: tuple[Any, ...] | None, grad_output: Tensor, value: float | 
         return
     if value == 1:
         _last.pop(kind, None)
-    elif value is None:
-        _last[kind] = Expected(grad_output.detach(), None)
-    elif value and not math.isnan(value):  # 0 and NaN are never recognised
-        _last[kind] = Expected(grad_output.detach().clone(), value)
-    while len(_last) > _MOST:
-        _last.pop(next(iter(_last)), None)
+    elif value is None or (value != 0 and not math.isnan(value)):  # those two are never recognised
+        # On a GPU the copy is a launch; but its owner may change a tensor in ways that no version tells
+        _last[kind] = MadeFor(grad_output.detach().clone(), value)
+    if len(_last) > _MOST:
+        with _forgetting:
+            while len(_last) > _MOST:
+                _last.pop(next(iter(list(_last))), None)
 
 
 def loss_dtype(input: Tensor, target: Tensor, promotes: bool = False) -> torch.dtype:
@@ -135,13 +134,11 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
         ctx.save_for_backward(*args[:6])
         ctx.reduction, ctx.dtype, ctx.options = args[6], args[7], args[8:]
         if made_early(args[6], ctx.needs_input_grad[0]):
-            expected = _expected(args[0], args[6], args[7])
-            if expected is None:
-                ctx.made_for, ctx.made_for_value = None, 1
+            ctx.made_for = _expected(args[0], args[6], args[7])
+            if ctx.made_for is None:
                 loss, ctx.grad_logits = ops.call(ops.bce_with_grad, *args)
             else:
-                ctx.made_for_value = expected.value
-                loss, ctx.grad_logits, ctx.made_for = ops.call(ops.bce_with_grad_for, expected.tensor, *args)
+                loss, ctx.grad_logits = ops.call(ops.bce_with_grad_for, ctx.made_for.tensor, *args)
             return loss
         ctx.grad_logits = None
         return ops.call(ops.bce, *args)
@@ -154,8 +151,8 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
             # once: its new owner may change it. Taken and replaced in one go, for threads that share the graph
             grads[0], ctx.grad_logits = ctx.grad_logits, None
         if grads[0] is not None:
-            value = known(grad_output)
-            is_finished = value is not None and value != 0 and value == ctx.made_for_value
+            value, made_for = known(grad_output), ctx.made_for
+            is_finished = value is not None and value != 0 and value == (1 if made_for is None else made_for.value)
             if is_finished and True not in needed[1:4]:
                 return tuple(grads)  # the operands stay packed: whether they have changed since does not matter
         operands = ctx.saved_tensors
@@ -164,8 +161,8 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
                 grads[0] = ops.bce_backward(grad_output, *operands, ctx.reduction, ops.LOGITS, *ctx.options)
         elif not is_finished:
             _remember(_kind(operands[0], ctx.reduction, ctx.dtype), grad_output, value)
-            made_for = ctx.made_for
-            ops.call(ops.bce_backward_, grads[0], grad_output, made_for, *operands, ctx.reduction, *ctx.options)
+            made = None if made_for is None else made_for.tensor
+            ops.call(ops.bce_backward_, grads[0], grad_output, made, *operands, ctx.reduction, *ctx.options)
         if True in needed[1:4]:
             for wrt in (ops.TARGET, ops.WEIGHT, ops.POS_WEIGHT):
                 if needed[wrt]:

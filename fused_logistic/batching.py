@@ -82,18 +82,17 @@ def _bce_backward(info: Any, in_dims: _Dims, grad_output: Tensor, *args: Any) ->
 
 def _bce_with_grad(info: Any, in_dims: _Dims, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     checks.reduced("bce_with_grad", args[6])
-    (loss, grad, _), _ = _bce_with_grad_for(info, (None, *in_dims), args[0].new_ones(()), *args)
-    return (loss, grad), (0, 0)
+    return _bce_with_grad_for(info, (None, *in_dims), args[0].new_ones(()), *args)
 
 
 def _bce_with_grad_for(
     info: Any, in_dims: _Dims, grad_output: Tensor, *args: Any
-) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int | None]]:
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     checks.reduced("bce_with_grad_for", args[6])
     loss, _ = _bce(info, in_dims[1:], *args)
     operands, (_, *options) = args[:7], args[7:]
     grad, _ = _bce_backward(info, in_dims, grad_output, *operands, ops.LOGITS, *options)
-    return (loss, grad, grad_output.to(torch.float64, copy=True)), (0, 0, in_dims[0])
+    return (loss, grad), (0, 0)
 
 
 def _bce_backward_(info: Any, in_dims: _Dims, *args: Any) -> NoReturn:

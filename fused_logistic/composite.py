@@ -315,13 +315,12 @@ def bce_with_grad(
 ) -> tuple[Tensor, Tensor]:
     checks.reduced("bce_with_grad", reduction)
     operands = logits, target, weight, pos_weight, mask, count, reduction
-    return bce_with_grad_for(logits.new_ones(()), *operands, dtype, *options)[:2]
+    return bce_with_grad_for(logits.new_ones(()), *operands, dtype, *options)
 
 
-def bce_with_grad_for(grad_output: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def bce_with_grad_for(grad_output: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     operands, (_, *options) = args[:7], args[7:]
-    made_for = grad_output.to(torch.float64, copy=True)
-    return bce(*args), bce_backward(grad_output, *operands, ops.LOGITS, *options), made_for
+    return bce(*args), bce_backward(grad_output, *operands, ops.LOGITS, *options)
 
 
 # ---- The layer ----------------------------------------------------------------------------------------------------

@@ -8,8 +8,7 @@ ignore_index=None, gamma=None, alpha=None)``; with ``gamma`` the loss is the foc
 =======================  =============================================================================================
 ``bce``                  ``(*operands, reduction, dtype, *options)``: the loss, reduced as asked, in that dtype
 ``bce_with_grad``        the same -> the reduced loss and its gradient for the logits, in one pass over memory
-``bce_with_grad_for``    ``(grad_output, *the same)``: the gradient is that for a ``grad_output``, one number; third
-                         comes that number, as it was read, a float64 tensor
+``bce_with_grad_for``    ``(grad_output, *the same)``: where the gradient is that for a ``grad_output``, one number
 ``bce_backward``         ``(grad_output, *operands, reduction, wrt, *options)``: the derivative for logits (``wrt=0``),
                          target (1), weight (2) or pos_weight (3), elementwise
 ``bce_backward_``        ``(grad_logits, grad_output, made_for, *operands, reduction, *options)``: turns the gradient

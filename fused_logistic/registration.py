@@ -93,7 +93,7 @@ def _like_bce_with_grad(*args):
 
 
 def _like_bce_with_grad_for(grad_output, *args):
-    return *_like_bce_with_grad(*args), grad_output.new_empty((), dtype=torch.float64)
+    return _like_bce_with_grad(*args)
 
 
 def _like_bce_backward(grad_output, *args):

@@ -113,7 +113,7 @@ def _register() -> None:
 
     @register_sharding(ops.bce_with_grad_for)
     def bce_with_grad_for(grad_output: Any, *args: Any) -> list[Any]:
-        return [([*results, Replicate()], [Replicate(), *given]) for results, given in bce_with_grad(*args)]
+        return [(results, [Replicate(), *given]) for results, given in bce_with_grad(*args)]
 
     @register_sharding(ops.bce_backward)
     def bce_backward(grad_output: Any, *args: Any) -> list[Any]:

@@ -106,7 +106,6 @@ class Launch(ctypes.Structure):
         ("result_dtype", ctypes.c_int8),
         ("is_made", ctypes.c_bool),
         ("made_for", Operand),
-        ("seen", ctypes.c_uint64),
     ]
 
 
@@ -130,10 +129,10 @@ def operand(memory: Memory, tensor: torch.Tensor | None, shape: torch.Size, offs
 
 
 class Result:
-    """``sum``, ``out`` and ``stats`` of what was launched; ``seen``: the grad_output of the gradient beside a sum."""
+    """``sum``, ``out`` and ``stats`` of what was launched."""
 
     def __init__(self):
-        self.sum = self.out = self.seen = None
+        self.sum = self.out = None
         self.stats = []
 
 
@@ -205,9 +204,6 @@ def run(
     plan = planned(launch, problem, output)
     if plan["partials"]:
         launch.partials = memory.empty(plan["partials"], "f8").addr
-    if output == Output.LossSumAndGrad:
-        seen = memory.empty(1, "f8")
-        launch.seen = seen.addr
     kernel = module[kernel_name(output, problem, plan["typed"] and not general, Terms(plan["terms"]))]
     if plan["grid"]:
         result.stats.append(
@@ -217,8 +213,6 @@ def run(
         finish = module["finish_kernel"]
         result.stats.append(finish.launch(1, _C.LANES, [bytes(launch)], mem=memory, schedule=schedule, seed=seed))
     assert not any(stats.warnings for stats in result.stats)
-    if output == Output.LossSumAndGrad and plan["grid"]:
-        result.seen = torch.from_numpy(seen.read())
     if output in SUMS:
         assert scalar.initialised()
         result.sum = torch.from_numpy(scalar.read()).view(result_dtype)
@@ -292,7 +286,7 @@ def on_cpu(output, logits, target, weight=None, pos_weight=None, mask=None, grad
     elif output == Output.LossSumAndGrad:
         made_for = torch.ones(()) if grad_output is None or grad_output.numel() != 1 else grad_output.reshape(())
         arguments = loss_arguments(*shared, reduction, *options, torch.float64, *focal)
-        result.sum, result.out, result.seen = ops.bce_with_grad_for(made_for, *arguments)
+        result.sum, result.out = ops.bce_with_grad_for(made_for, *arguments)
     elif output == Output.Loss:
         result.out = ops.bce(*loss_arguments(*shared, 0, *options, logits.dtype, *focal))
     else:
@@ -345,8 +339,6 @@ def make_weight(form, dtype):
 def check(result, expected):
     if expected.sum is not None:
         assert same_bits(result.sum.reshape(()), expected.sum.double())
-    if expected.seen is not None:
-        assert result.seen == expected.seen
     if expected.out is not None:
         assert same_bits(result.out, expected.out)
 

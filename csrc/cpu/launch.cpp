@@ -26,9 +26,7 @@ struct Cpu {
     return value != 0 && value == (made_for.has_value() ? scalar_of(*made_for) : 1);
   }
 
-  void run(Problem& problem, Output output, Mean mean, const Tensor* result, const Operand* /*made_for*/ = {},
-           const Seen* seen = {}) const {
-    if (seen != nullptr) write_scalar(scalar_of(seen->grad_output), seen->number);
+  void run(Problem& problem, Output output, Mean mean, const Tensor* result, const Operand* /*made_for*/ = {}) const {
     in_float_mode([&] {
       const double divisor = mean.count != nullptr ? *mean.count : mean.value;
       problem.scale = 1 / divisor;

@@ -220,10 +220,7 @@ __global__ void __launch_bounds__(kThreads, (shape<kOutput, L, kTerms, T>().bloc
   const auto target = Source<C, typename T::Target, kTyped>::make(problem.target, C(0));
   const auto mask = Source<C, typename T::Mask, kTyped>::make(problem.mask, C(1));
   C scale = C(launch.count != nullptr ? 1 / *launch.count : problem.scale);
-  if constexpr (kOutput == Output::kLossSumAndGrad) {
-    scale = scale * grad_output.value;
-    if (launch.seen != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *launch.seen = double(grad_output.value);
-  }
+  if constexpr (kOutput == Output::kLossSumAndGrad) scale = scale * grad_output.value;
   const Settings<C> settings = settings_of<C>(problem.options);
 
   const int64_t chunk = blockIdx.x, begin = chunk * kChunk + int64_t(threadIdx.x) * N, next = (chunk + 1) * kChunk;

@@ -21,7 +21,6 @@ struct Launch {
   // over it. So it is for 0, of which there are two.
   bool is_made;
   Operand made_for;
-  double* seen;  // kLossSumAndGrad: where the grad_output goes that the gradient is made for; null: nowhere
 };
 
 // Each starts one kernel; the caller checks for errors. These are also what instantiates the kernels' templates.

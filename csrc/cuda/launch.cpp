@@ -21,8 +21,7 @@ class Cuda {
   bool is_made(const OptionalTensor&, const Tensor&) const { return false; }
 
   // Launches what the plan says.
-  void run(const Problem& problem, Output output, Mean mean, const Tensor* result, const Operand* made_for = {},
-           const Seen* seen = {}) const {
+  void run(const Problem& problem, Output output, Mean mean, const Tensor* result, const Operand* made_for = {}) const {
     const Plan p = plan(problem, output);
     Launch launch = {};
     launch.problem = problem;
@@ -32,7 +31,6 @@ class Cuda {
     launch.count = mean.count;
     launch.is_made = made_for != nullptr;
     if (launch.is_made) launch.made_for = *made_for;
-    if (seen != nullptr) launch.seen = static_cast<double*>(seen->number.mutable_data_ptr());
     if (result != nullptr) {
       launch.result = result->mutable_data_ptr();
       launch.result_dtype = dtype_of(result->scalar_type());
