@@ -2,11 +2,34 @@
 #pragma once
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "options.h"
 
 namespace fused_logistic {
 
 enum class DType : int8_t { kFloat64, kFloat32, kFloat16, kBFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64 };
+
+// fp16 and bf16 as they lie in memory.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The DType of a type in memory: its place among these. static: see has_sum.
+template <class T, class First, class... Rest>
+static constexpr int place_among() {
+  if constexpr (std::is_same_v<T, First>) {
+    return 0;
+  } else {
+    return 1 + place_among<T, Rest...>();
+  }
+}
+template <class T>
+constexpr DType kDType =
+    DType(place_among<T, double, float, Half, BFloat16, uint8_t, int8_t, int16_t, int32_t, int64_t>());
 
 // A tensor broadcast to the problem's shape: element i of the flattened problem is data[(i / inner) % size].
 // size 1: a scalar; inner 1, size = numel: a full tensor; inner 1, size = columns: one value per column;
@@ -45,6 +68,7 @@ static constexpr bool has_sum(Output output) {
 static constexpr bool has_elements(Output output) { return output != Output::kLossSum && output != Output::kCount; }
 // Whether grad_output goes into the result element by element.
 static constexpr bool takes_grad_output(Output output) { return output >= Output::kGradLogits; }
+static constexpr bool is_constant(const Operand& operand) { return operand.data == nullptr || operand.size == 1; }
 static constexpr bool is_full(const Operand& operand, int64_t numel) {
   return operand.inner == 1 && operand.size == numel;
 }

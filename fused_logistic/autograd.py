@@ -55,10 +55,11 @@ def known(grad_output: Tensor) -> float | None:
 class MadeFor(NamedTuple):
     """A ``grad_output``: a copy of our own, which nothing changes, and the number where it is known without waiting."""
 
-    tensor: Tensor
+    tensor: Tensor | None  # as the ops take it: None stands for 1
     value: float | None
 
 
+_ONE = MadeFor(None, 1)
 # What was last, by what _kind tells of a loss; the oldest are forgotten. Empty where only 1 was.
 _last: dict[tuple[Any, ...], MadeFor] = {}
 _MOST = 256
@@ -83,10 +84,10 @@ def _kind(logits: Tensor, reduction: int, dtype: torch.dtype) -> tuple[Any, ...]
     return logits.device, stream, reduction, dtype, logits.numel()
 
 
-def _expected(logits: Tensor, reduction: int, dtype: torch.dtype) -> MadeFor | None:
-    """What to make the gradient for; None: for 1."""
+def _expected(logits: Tensor, reduction: int, dtype: torch.dtype) -> MadeFor:
+    """What to make the gradient for."""
     kind = _kind(logits, reduction, dtype) if _last else None
-    return None if kind is None else _last.get(kind)
+    return _ONE if kind is None else _last.get(kind, _ONE)
 
 
 def _remember(kind: tuple[Any, ...] | None, grad_output: Tensor, value: float | None) -> None:
@@ -100,7 +101,7 @@ def _remember(kind: tuple[Any, ...] | None, grad_output: Tensor, value: float | 
     if len(_last) > _MOST:
         with _forgetting:
             while len(_last) > _MOST:
-                _last.pop(next(iter(list(_last))), None)
+                _last.pop(list(_last)[0], None)
 
 
 def loss_dtype(input: Tensor, target: Tensor, promotes: bool = False) -> torch.dtype:
@@ -135,7 +136,7 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
         ctx.reduction, ctx.dtype, ctx.options = args[6], args[7], args[8:]
         if made_early(args[6], ctx.needs_input_grad[0]):
             ctx.made_for = _expected(args[0], args[6], args[7])
-            if ctx.made_for is None:
+            if ctx.made_for is _ONE:
                 loss, ctx.grad_logits = ops.call(ops.bce_with_grad, *args)
             else:
                 loss, ctx.grad_logits = ops.call(ops.bce_with_grad_for, ctx.made_for.tensor, *args)
@@ -152,7 +153,7 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
             grads[0], ctx.grad_logits = ctx.grad_logits, None
         if grads[0] is not None:
             value, made_for = known(grad_output), ctx.made_for
-            is_finished = value is not None and value != 0 and value == (1 if made_for is None else made_for.value)
+            is_finished = value is not None and value != 0 and value == made_for.value
             if is_finished and True not in needed[1:4]:
                 return tuple(grads)  # the operands stay packed: whether they have changed since does not matter
         operands = ctx.saved_tensors
@@ -161,8 +162,7 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
                 grads[0] = ops.bce_backward(grad_output, *operands, ctx.reduction, ops.LOGITS, *ctx.options)
         elif not is_finished:
             _remember(_kind(operands[0], ctx.reduction, ctx.dtype), grad_output, value)
-            made = None if made_for is None else made_for.tensor
-            ops.call(ops.bce_backward_, grads[0], grad_output, made, *operands, ctx.reduction, *ctx.options)
+            ops.call(ops.bce_backward_, grads[0], grad_output, made_for.tensor, *operands, ctx.reduction, *ctx.options)
         if True in needed[1:4]:
             for wrt in (ops.TARGET, ops.WEIGHT, ops.POS_WEIGHT):
                 if needed[wrt]:

@@ -103,7 +103,7 @@ FAULTS = {
         "gathered by vectors": fault("Source::read", "reading != Reading::kGathered", "true"),
         "row by row for one value": fault("Source::read", "reading == Reading::kShared", "false"),
         "division by the next power of 2": fault("quotient", "__umulhi(x, by.multiplier)", "0 * by.multiplier"),
-        "a type for another": fault("with_type", "dtype == dtype_of<T>", "true"),
+        "a type for another": fault("with_type", "dtype == kDType<T>", "true"),
         "target not read by its type": fault(
             "elements_kernel",
             "load(typename T::Target{}, problem.target, of.y)",

@@ -215,9 +215,6 @@ FL_CALLED double sum_of_groups(const C* q, const C* linear, int64_t count) {
   return fold(sums, count);
 }
 
-template <class T>
-constexpr bool is_arithmetic = dtype_of<T> == DType::kFloat32 || dtype_of<T> == DType::kFloat64;
-
 template <Output kOutput, class L, Terms kTerms, class C, class Z, class Y>
 void run_chunks(const Problem& problem, int64_t first, int64_t last, double* partials) {
   // Where Z (or Y) is C, its operand may be of any type and broadcast; where it is a 16-bit type it is read in place.
@@ -226,7 +223,7 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   Source<C> pos_weight(problem.pos_weight, has_weights(kTerms) ? problem.numel : 0, C(1));
   Source<C> weight(problem.weight, has_weights(kTerms) ? problem.numel : 0, C(1));
   Source<C> mask(problem.mask, has_options(kTerms) ? problem.numel : 0, C(1));
-  const bool converted = has_elements(kOutput) && problem.out_dtype != dtype_of<Z>;
+  const bool converted = has_elements(kOutput) && problem.out_dtype != kDType<Z>;
   alignas(64) double lanes[kLanes];
   alignas(64) C summands[kLanes], converted_out[kLanes];
   constexpr bool kGrouped = is_grouped(kOutput, kTerms);
@@ -255,14 +252,14 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
     }
     for (int64_t begin = chunk_begin; begin < chunk_end; begin += kLanes) {
       const int64_t count = chunk_end - begin < kLanes ? chunk_end - begin : kLanes;
-      if constexpr (is_arithmetic<Z>) {
+      if constexpr (!is_16bit<Z>) {
         row.logits = logits.row(begin, count);
         row.out = converted ? converted_out : static_cast<Z*>(problem.out) + begin;
       } else {
         row.logits = static_cast<const Z*>(problem.logits.data) + begin;
         row.out = static_cast<Z*>(problem.out) + begin;
       }
-      if constexpr (is_arithmetic<Y>) {
+      if constexpr (!is_16bit<Y>) {
         row.target = target.row(begin, count);
       } else {
         row.target = static_cast<const Y*>(problem.target.data) + begin;
@@ -293,7 +290,7 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
           for (int64_t i = 0; i < count; ++i) lanes[i] += double(summands[i]);
         }
       }
-      if constexpr (is_arithmetic<Z>) {
+      if constexpr (!is_16bit<Z>) {
         if (converted) write(converted_out, count, problem.out_dtype, problem.out, begin);
       }
     }

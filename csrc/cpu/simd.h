@@ -36,13 +36,6 @@ constexpr bool kHasFma = true;  // fma is an instruction
 constexpr bool kHasFma = false;
 #endif
 
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
 typedef float FloatVector __attribute__((vector_size(kBytes)));
 typedef double DoubleVector __attribute__((vector_size(kBytes)));
 typedef uint32_t UInt32Vector __attribute__((vector_size(kBytes)));

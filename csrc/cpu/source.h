@@ -7,16 +7,7 @@ namespace fused_logistic {
 namespace {
 
 template <class T>
-constexpr DType dtype_of = DType::kFloat32;
-template <>
-constexpr DType dtype_of<double> = DType::kFloat64;
-template <>
-constexpr DType dtype_of<Half> = DType::kFloat16;
-template <>
-constexpr DType dtype_of<BFloat16> = DType::kBFloat16;
-
-template <class T>
-constexpr bool is_16bit = dtype_of<T> == DType::kFloat16 || dtype_of<T> == DType::kBFloat16;
+constexpr bool is_16bit = kDType<T> == DType::kFloat16 || kDType<T> == DType::kBFloat16;
 
 // out[0 .. count) = data[start .. start + count), converted. To and from the 16-bit floats by way of fp32 and the vector
 // loads and stores, what remains from or to a padded copy, so that they are decoded and rounded in one place.
@@ -92,11 +83,11 @@ class Source {
 
  private:
   FL_CALLED void prepare(int64_t numel, C absent) {
-    if (operand_.data == nullptr || operand_.size == 1) {
+    if (is_constant(operand_)) {
       if (operand_.data != nullptr) read(operand_, 0, 1, &absent);
       for (int64_t i = 0, n = numel < kLanes ? numel : kLanes; i < n; ++i) buffer_[i] = absent;
       kind_ = Kind::kConstant;
-    } else if (is_full(operand_, numel) && operand_.dtype == dtype_of<C>) {
+    } else if (is_full(operand_, numel) && operand_.dtype == kDType<C>) {
       kind_ = Kind::kInPlace;
     } else if (operand_.inner == 1 && operand_.size <= kLanes) {
       read(operand_, 0, operand_.size, buffer_);

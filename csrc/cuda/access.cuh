@@ -11,32 +11,6 @@ namespace fused_logistic {
 
 // ---- Types in memory ---------------------------------------------------------------------------------------------
 
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-template <class T>
-constexpr DType dtype_of = DType::kFloat32;
-template <>
-constexpr DType dtype_of<double> = DType::kFloat64;
-template <>
-constexpr DType dtype_of<Half> = DType::kFloat16;
-template <>
-constexpr DType dtype_of<BFloat16> = DType::kBFloat16;
-template <>
-constexpr DType dtype_of<uint8_t> = DType::kUInt8;
-template <>
-constexpr DType dtype_of<int8_t> = DType::kInt8;
-template <>
-constexpr DType dtype_of<int16_t> = DType::kInt16;
-template <>
-constexpr DType dtype_of<int32_t> = DType::kInt32;
-template <>
-constexpr DType dtype_of<int64_t> = DType::kInt64;
-
 template <class T>
 struct Arithmetic {  // the type in which a kernel for elements of type T computes
   using Type = float;
@@ -138,7 +112,7 @@ FL_DEVICE void with_type(Types<T, Rest...>, DType dtype, Data* data, F f) {
   using Pointer = std::conditional_t<std::is_const_v<Data>, const T*, T*>;
   if constexpr (sizeof...(Rest) == 0) {
     f(static_cast<Pointer>(data));
-  } else if (dtype == dtype_of<T>) {
+  } else if (dtype == kDType<T>) {
     f(static_cast<Pointer>(data));
   } else {
     with_type(Types<Rest...>{}, dtype, data, f);

@@ -8,7 +8,7 @@ using Kernel = void (*)(const Launch);
 
 template <Output kOutput, class L, Terms kTerms, class Z>
 Kernel typed(DType target) {
-  if (target == dtype_of<Z>) return elements_kernel<kOutput, L, kTerms, Typed<Z, Types<Z>>>;
+  if (target == kDType<Z>) return elements_kernel<kOutput, L, kTerms, Typed<Z, Types<Z>>>;
   if constexpr (kTerms == Terms::kPlain) {
     if (target == DType::kUInt8) return elements_kernel<kOutput, L, kTerms, Typed<Z, Types<uint8_t>>>;
   }

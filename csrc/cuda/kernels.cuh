@@ -156,16 +156,16 @@ FL_DEVICE void finish_chunk(const Launch& launch, int64_t chunk, Sums<C, kGroupe
 // ---- What a kernel knows -----------------------------------------------------------------------------------------
 
 // The types in memory: of the logits and of an elementwise result, of the target, of a weight or grad_output, of the mask.
-// Typed: with logits of type Z, and all that is read for each element by itself lying so that vectors of it can be read.
+// Typed: with logits of one type, and all that is read for each element by itself lying so that vectors of it can be read.
 template <class Z>
 using OtherTargets = std::conditional_t<sizeof(Z) == 2, Types<uint8_t, int64_t, float>, Types<uint8_t, int64_t>>;
-template <class Logits_, class Y>
+template <class LogitsType, class TargetTypes>
 struct Typed {
-  using Z = Logits_;
+  using Z = LogitsType;
   static constexpr bool kTyped = true, kHalf = sizeof(Z) == 2;
   using C = typename Arithmetic<Z>::Type;
   using Logits = Types<Z>;
-  using Target = Y;
+  using Target = TargetTypes;
   using Factor = std::conditional_t<kHalf, Types<Z, float>, Types<Z>>;
   using Mask = Types<uint8_t>;
 };

@@ -57,7 +57,7 @@ struct Layout {
   Division by_inner = {}, by_size = {};
 };
 inline Layout layout_of(const Operand& operand, int64_t numel) {
-  if (operand.data == nullptr || operand.size == 1 || numel == 0) return {};
+  if (is_constant(operand) || numel == 0) return {};
   const bool aligned = is_aligned(operand.data, operand.dtype);
   Layout layout = {Reading::kGathered};
   if (is_full(operand, numel)) {
@@ -92,13 +92,12 @@ inline bool has_typed_kernel(const Problem& problem, Output output) {
   const auto full = [&](const Operand& operand) {
     return is_full(operand, numel) && is_aligned(operand.data, operand.dtype);
   };
-  const auto factor = [&](const Operand& operand) {  // a weight, or grad_output
-    if (operand.data == nullptr || operand.size == 1) return true;
-    const bool type = operand.dtype == logits || (operand.dtype == DType::kFloat32 && logits != DType::kFloat64);
-    return type && (fits_division(numel) || full(operand));
+  const auto found = [&](const Operand& operand) {  // by 32-bit division, if at all
+    return is_constant(operand) || fits_division(numel) || full(operand);
   };
-  const auto kept = [&](const Operand& mask) {
-    return mask.data == nullptr || mask.size == 1 || fits_division(numel) || full(mask);
+  const auto factor = [&](const Operand& operand) {  // a weight, or grad_output
+    const bool type = operand.dtype == logits || (operand.dtype == DType::kFloat32 && logits != DType::kFloat64);
+    return found(operand) && (is_constant(operand) || type);
   };
   const bool half = size_of(logits) == 2;
   const bool types =
@@ -106,7 +105,7 @@ inline bool has_typed_kernel(const Problem& problem, Output output) {
   const bool rich = terms_of(problem, output) != Terms::kPlain;
   return types && has_plain_kernels(output) && !(rich && logits == DType::kFloat64) && full(problem.logits) &&
          full(problem.target) && problem.compute_double == (logits == DType::kFloat64) && factor(problem.weight) &&
-         factor(problem.pos_weight) && factor(problem.grad_output) && kept(problem.mask) &&
+         factor(problem.pos_weight) && factor(problem.grad_output) && found(problem.mask) &&
          (!has_elements(output) || (problem.out_dtype == logits && is_aligned(problem.out, logits)));
 }
 
