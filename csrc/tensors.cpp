@@ -15,7 +15,7 @@ template <class... Arguments>
 Tensor call(const char* name, const Arguments&... arguments) {
   using torch::stable::detail::from;
   StableIValue stack[] = {from(arguments)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack, TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -97,7 +97,7 @@ Tensor empty_strided(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides,
                      torch::stable::Device device) {
   using torch::stable::detail::from, torch::stable::detail::to;
   AtenTensorHandle result = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
                                                          to<int32_t>(from(dtype)), to<int32_t>(from(device.type())),
                                                          device.index(), &result));
   return Tensor(result);

@@ -41,7 +41,7 @@ class Cuda {
       launch.partials = static_cast<double*>(partials->mutable_data_ptr());
     }
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_.index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_.index(), &stream));
     if (p.grid > 0) {
       launch_elements(launch, output, p, static_cast<cudaStream_t>(stream));
       STD_CUDA_KERNEL_LAUNCH_CHECK();
