@@ -26,8 +26,8 @@ def composed(logits: Tensor, target: Tensor) -> Tensor:
     return (alpha_t * (cross_entropy * (1 - p_t) ** GAMMA)).mean()
 
 
-def candidates(numel: int, device: str) -> dict[str, Step]:
-    logits, target = tensors(numel, torch.float32, device, positives=0.01)  # a detector's: nearly all background
+def candidates(numel: int, dtype: torch.dtype, device: str) -> dict[str, Step]:
+    logits, target = tensors(numel, dtype, device, positives=0.01)  # a detector's: nearly all background
     torch._dynamo.reset()
     ours = functools.partial(fl.sigmoid_focal_loss, alpha=ALPHA, gamma=GAMMA, reduction="mean")
     return {
@@ -40,14 +40,19 @@ def candidates(numel: int, device: str) -> dict[str, Step]:
 
 @register
 def cases(plan: Plan) -> Iterator[Case]:
-    for exponent in (16, 20, 24) if plan.full else (20,):
+    large = 24 if plan.device == "cpu" else 26
+    grid = [(torch.float32, e) for e in ((16, 20, large) if plan.full else (20,))]
+    if plan.device == "cuda":
+        grid = [*grid, (torch.bfloat16, large)] if plan.full else [(torch.float32, large)]
+    for dtype, exponent in grid:
         numel = 1 << exponent
         yield Case(
             kernel=FOCAL,
             mode="full",
             x_value=numel,
+            dtype=dtype,
             device=plan.device,
-            candidates=functools.partial(candidates, numel, plan.device),
+            candidates=functools.partial(candidates, numel, dtype, plan.device),
             rounds=plan.rounds(expensive=exponent > 22),
-            bytes=ARRAYS["full"] * torch.float32.itemsize * numel,
+            bytes=ARRAYS["full"] * dtype.itemsize * numel,
         )

@@ -78,9 +78,11 @@ def candidates(option: str, numel: int, dtype: torch.dtype, device: str, compile
 
 @register
 def cases(plan: Plan) -> Iterator[Case]:
-    grid = [(torch.float32, 20)]
+    large = 24 if plan.device == "cpu" else 26
+    grid = [(torch.float32, 20 if plan.device == "cpu" else large)]
     if plan.full:
-        grid += [(torch.float32, 24), (torch.bfloat16, 20), (torch.bfloat16, 24)]
+        grid = [(dtype, exponent) for dtype in (torch.float32, torch.bfloat16) for exponent in (20, large)]
+    compiled = plan.full or plan.device == "cuda"
     for (dtype, exponent), option in ((at, option) for at in grid for option in OPTIONS):
         numel = 1 << exponent
         yield Case(
@@ -89,7 +91,7 @@ def cases(plan: Plan) -> Iterator[Case]:
             x_value=numel,
             dtype=dtype,
             device=plan.device,
-            candidates=functools.partial(candidates, option, numel, dtype, plan.device, plan.full),
+            candidates=functools.partial(candidates, option, numel, dtype, plan.device, compiled),
             rounds=plan.rounds(expensive=exponent > 22),
             bytes=ARRAYS["full"] * dtype.itemsize * numel,
             targets=TARGETS if plan.device == "cpu" else {},

@@ -100,9 +100,9 @@ def _jax(logits: Tensor, target: Tensor, mode: str) -> Step:
 
 def tensors(numel: int, dtype: torch.dtype, device: str, positives: float = 0.5) -> tuple[Tensor, Tensor]:
     """Logits, a leaf, and targets of which the given share is 1, the others 0."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(numel, generator=generator).mul_(3).to(device, dtype).requires_grad_()
-    return logits, (torch.rand(numel, generator=generator) < positives).to(device, dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    logits = torch.randn(numel, generator=generator, device=device).mul_(3).to(dtype).requires_grad_()
+    return logits, (torch.rand(numel, generator=generator, device=device) < positives).to(dtype)
 
 
 def triad(logits: Tensor, target: Tensor) -> Callable[[], object]:
@@ -139,6 +139,9 @@ def candidates(numel: int, dtype: torch.dtype, mode: str, device: str) -> dict[s
 def cases(plan: Plan) -> Iterator[Case]:
     exponents = (0, 4, 7, 10, 13, 16, 18, 20, 22, 24, 26) if plan.full else (0, 10, 16, 20, 24)
     large = (16, 20, 24) if plan.full else (20,)
+    if plan.device == "cuda":
+        exponents += (28,)
+        large = (20, 24, 28) if plan.full else (24, 28)
     grid = [(torch.float32, "full", e) for e in exponents]
     grid += [(torch.float32, mode, e) for mode in ("forward", "backward", "no-grad-forward") for e in large]
     grid += [(dtype, "full", e) for dtype in (torch.bfloat16, torch.float16, torch.float64) for e in large]

@@ -17,7 +17,7 @@ class Row:
     kernel_name: str
     kernel_provider: str
     kernel_operation_mode: str
-    metric_name: str  # speed, memory, launches
+    metric_name: str  # speed; on a GPU that is the GPU's time, and loop the time in a user's loop; memory, launches
     metric_unit: str  # ms, MB, kernels
     x_name: str
     x_label: str

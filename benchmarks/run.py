@@ -77,13 +77,13 @@ def timings(case: Case, bar: tqdm) -> Iterator[Row]:
             config["bytes"] = case.bytes
         if provider in case.targets:
             config["target"] = case.targets[provider]
-        ms = Timing(*(1e3 * value for value in (t.q20, t.q25, t.median, t.q75, t.q80)))
-        yield row(case, provider, "speed", "ms", ms, **config)
+        yield row(case, provider, "speed", "ms", t.times(1e3), **config)
     if case.device == "cuda":
-        for provider, candidate in candidates.items():
-            if not isinstance(candidate, Candidate):
-                launches = float(count_launches(candidate))
-                yield row(case, provider, "launches", "kernels", Timing.of([launches]))
+        alone = {name: candidate for name, candidate in candidates.items() if not isinstance(candidate, Candidate)}
+        for provider, t in interleaved(alone, min(case.rounds, 9), device="cuda", loop=True).items():
+            yield row(case, provider, "loop", "ms", t.times(1e3))
+        for provider, candidate in alone.items():
+            yield row(case, provider, "launches", "kernels", Timing.of([float(count_launches(candidate))]))
     ours = times[OURS].median
     rivals = "  ".join(f"{name} {t.median / ours:.2f}" for name, t in times.items() if name != OURS)
     bar.write(

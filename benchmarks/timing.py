@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 
@@ -36,6 +38,9 @@ class Timing:
         percent = statistics.quantiles(values, n=20, method="inclusive")
         return cls(percent[3], percent[4], percent[9], percent[14], percent[15])
 
+    def times(self, factor: float) -> Timing:
+        return Timing(*(factor * value for value in astuple(self)))
+
 
 def _seconds_cpu(candidate: Candidate, calls: int) -> float:
     run, before = candidate.run, candidate.before
@@ -53,18 +58,39 @@ def _seconds_cpu(candidate: Candidate, calls: int) -> float:
     return total / calls
 
 
+@functools.cache
+def _flushed() -> torch.Tensor:
+    """More memory than any L2 cache holds; writing it leaves nothing else there."""
+    return torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+
+
+def captured(run: Callable[[], object]) -> Callable[[], object]:
+    """The replay of a CUDA graph of the call, which takes the GPU's time and none of Python's; the call itself where it
+    cannot be captured, because it waits for the device, say."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):  # warm-up, as torch asks
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        print(f"timed with its launches, for it cannot be captured: {str(error).splitlines()[0]}", file=sys.stderr)
+        return run
+    return graph.replay
+
+
 def _seconds_cuda(candidate: Candidate, calls: int) -> float:
-    """By events on the stream; what is queued behind ``before`` waits for it, so it does not count."""
-    if candidate.before is None:
-        try:
-            from triton.testing import do_bench
-        except ImportError:
-            pass
-        else:
-            return do_bench(candidate.run, warmup=5, rep=20, return_mode="median") * 1e-3
+    """By events on the stream, the caches flushed; what is queued waits for ``before``, which so does not count."""
     total = 0.0
     for _ in range(calls):
         arguments = () if candidate.before is None else (candidate.before(),)
+        _flushed().zero_()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         candidate.run(*arguments)
@@ -74,21 +100,39 @@ def _seconds_cuda(candidate: Candidate, calls: int) -> float:
     return total / calls
 
 
+def _seconds_loop(candidate: Candidate, calls: int) -> float:
+    """As a training loop takes it: one call after the other, waited for at the end."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        candidate.run()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls
+
+
 def interleaved(
     candidates: Mapping[str, Candidate | Callable[[], object]],
     rounds: int = 21,
     min_seconds: float = 5e-3,
     device: str = "cpu",
     after_round: Callable[[], object] = lambda: None,
+    loop: bool = False,
 ) -> dict[str, Timing]:
     """Times every candidate once a round, so that drift of the machine's speed hits all alike.
 
     Each round has an order of its own: threads that a candidate leaves spinning, and what it leaves in the caches, do
     not always meet the same other. A candidate faster than ``min_seconds`` is called several times a round, and its
-    time divided. ``after_round`` is for a progress bar.
+    time divided. ``after_round`` is for a progress bar. On a GPU it is the GPU's time, or with ``loop`` the time that a
+    loop of such calls takes.
     """
-    seconds_per_call = _seconds_cuda if device == "cuda" else _seconds_cpu
     given = {name: c if isinstance(c, Candidate) else Candidate(c) for name, c in candidates.items()}
+    if device == "cpu":
+        seconds_per_call = _seconds_cpu
+    elif loop:
+        seconds_per_call = _seconds_loop
+    else:
+        seconds_per_call = _seconds_cuda
+        given = {name: Candidate(captured(c.run)) if c.before is None else c for name, c in given.items()}
     calls = {}
     for name, candidate in given.items():
         seconds_per_call(candidate, 1)  # compiles, allocates, starts threads

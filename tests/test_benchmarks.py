@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib", reason="the benchmarks draw with matplotlib")
 pytest.importorskip("tqdm", reason="the benchmarks show their progress with tqdm")
 
 import fused_logistic as fl  # noqa: E402
-from benchmarks import exactness, focal, options, plot, readme_table, report, results  # noqa: E402
+from benchmarks import exactness, focal, options, plot, readme_table, report, results, timing  # noqa: E402
 from benchmarks.cases import OURS, Plan, all_cases  # noqa: E402
 from benchmarks.providers import autograd_step, unfused  # noqa: E402
 from benchmarks.timing import Candidate, Timing, count_launches, interleaved  # noqa: E402
@@ -60,8 +60,8 @@ def a_table():
 
 
 def test_quantiles():
-    timing = Timing.of([float(v) for v in range(101)])
-    assert (timing.q20, timing.q25, timing.median, timing.q75, timing.q80) == (20, 25, 50, 75, 80)
+    of = Timing.of([float(v) for v in range(101)])
+    assert (of.q20, of.q25, of.median, of.q75, of.q80) == (20, 25, 50, 75, 80)
     assert Timing.of([3.0]) == Timing(3, 3, 3, 3, 3)
 
 
@@ -82,8 +82,16 @@ def test_candidates_take_turns():
 
 
 def test_cuda_is_timed_by_events(monkeypatch):
-    """Without a GPU, with events that take 3 ms: what is waited for, and what is counted."""
+    """Without a GPU, with events that take 3 ms: what is waited for, what is counted, and what becomes a graph."""
     log = []
+
+    class Cache:
+        def zero_(self):
+            log.append("flush")
+
+    def captured(run):
+        log.append("capture")
+        return run
 
     class Event:
         def __init__(self, enable_timing):
@@ -98,21 +106,17 @@ def test_cuda_is_timed_by_events(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
-    monkeypatch.setitem(sys.modules, "triton.testing", None)
+    monkeypatch.setattr(timing, "_flushed", Cache)
+    monkeypatch.setattr(timing, "captured", captured)
     given = Candidate(lambda x: log.append("run " + x), before=lambda: log.append("before") or "x")
     times = interleaved({"a": given, "b": lambda: log.append("run b")}, rounds=2, min_seconds=0.0, device="cuda")
-    assert {name: timing.median for name, timing in times.items()} == {"a": 3e-3, "b": 3e-3}
-    assert log[-9:] == [
-        "before",
-        "record",
-        "run x",
-        "record",
-        "synchronize",
-        "record",
-        "run b",
-        "record",
-        "synchronize",
-    ]
+    assert {name: of.median for name, of in times.items()} == {"a": 3e-3, "b": 3e-3}
+    assert log[0] == "capture" and log.count("capture") == 1  # what has something before it is called as it is
+    first, second = (["flush", "record", run, "record", "synchronize"] for run in ("run x", "run b"))
+    assert log[-11:] in (["before", *first, *second], [*second, "before", *first])
+    log.clear()
+    times = interleaved({"b": lambda: log.append("run b")}, rounds=2, min_seconds=0.0, device="cuda", loop=True)
+    assert set(log) == {"synchronize", "run b"} and times["b"].median < 1e-3
     assert count_launches(lambda: torch.ones(2) + 1) == 0  # nothing was launched on a GPU
 
 
