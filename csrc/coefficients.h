@@ -44,7 +44,7 @@ struct Coefficients<float> {
     }
   };
 
-  // q of log1p_unit, 0 <= e <= 1: relative error of the result below 2^-24.80.
+  // q of log1p_unit, 0 <= e <= 1: relative error of the result below 2^-24.50.
   struct Log1p {
     static constexpr int count = 8;
     FL_FN constexpr float at(int i) {
@@ -54,7 +54,7 @@ struct Coefficients<float> {
           -0x1.fd1368p-3f,  // -0.248572171
           0x1.884554p-3f,   // 0.191538483
           -0x1.19af8ep-3f,  // -0.137541875
-          0x1.44707ap-4f,   // 0.0792088285
+          0x1.447078p-4f,   // 0.0792088211
           -0x1.eca398p-6f,  // -0.0300683007
           0x1.5fa0dap-8f,   // 0.00536542246
       };
