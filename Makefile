@@ -38,6 +38,8 @@ CUDA_VENV := .venv-cuda
 CHECKED := build/check-wheel
 CUDA_PY := $(CURDIR)/$(CUDA_VENV)/bin/python
 FLOOR_PY := $(CURDIR)/$(CHECKED)/oldest/bin/python
+TORCH_ABI = $$(sed -n 's/^STABLE_ABI = ("\(.*\)", "\(.*\)")/-D\1=\2/p' setup.py)
+INCLUDES := import torch.utils.cpp_extension as of; print(*("-isystem " + path for path in of.include_paths()))
 CUDA_SERVES := $(shell test "$$(cat $(CUDA_VENV)/.stamp 2>/dev/null)" = "$(CURDIR)" && echo yes)
 
 # The checks run with -I: a PYTHONPATH of the user's says nothing about .venv.
@@ -107,6 +109,10 @@ check-wheel: wheel $(CUDA_VENV)/.stamp  ## the wheel under a CUDA torch (5.5 GB)
 	  > $$($(FLOOR_PY) -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/others.pth
 	@$(FLOOR_PY) -m pip install -qq --disable-pip-version-check --ignore-installed --no-deps torch==$(OLDEST_TORCH) dist/*.whl
 	@cd $(CHECKED) && $(FLOOR_PY) -I $(CURDIR)/tests/smoke.py
+	@echo "== what of csrc knows torch, by the headers of that torch"
+	@headers=$$($(FLOOR_PY) -I -c '$(INCLUDES)' 2>/dev/null); for source in $$(grep -l '#include <torch/' csrc/*.cpp csrc/*/*.cpp); do \
+	  $(CXX) -w -fsyntax-only -std=c++20 $(TORCH_ABI) -DUSE_CUDA $$headers -isystem "$${CUDA_HOME:-$(SITE)/nvidia/cu13}/include" $$source || exit 1; \
+	done
 
 lint: $(STAMPS)/dev  ## check the form of Python (ruff) and C++ (clang-format), and the types of the package (mypy)
 	@failed=; \

@@ -252,6 +252,12 @@ static auto with_loss(Loss loss, F f) {
   }
 }
 
+// Whether the losses of L are summed as groups.
+template <class L>
+static constexpr bool is_grouped(Output output, Terms terms) {
+  return std::is_same_v<L, Bce> && !has_weights(terms) &&
+         (output == Output::kLossSum || output == Output::kLossSumAndGrad);
+}
 static_assert(kJoined * kChunk / kLanes <= kGroup, "a group has no more losses than its q has room for");
 
 // ---- An element --------------------------------------------------------------------------------------------------
@@ -277,6 +283,8 @@ FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings) {
   if constexpr (has_weights(kTerms)) {
     p = at.p();
     if constexpr (kOutput != Output::kGradWeight) w = at.w();
+  }
+  if constexpr (has_weights(kTerms) || !std::is_same_v<L, Bce>) {  // another loss has weights of its own
     terms = term_weights(y, p, L::weight(w, y, settings, kInfinite), kInfinite);
   }
   if constexpr (kOutput == Output::kCount) {
@@ -285,7 +293,7 @@ FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings) {
   }
   const Logit<V> of = logit(at.z());
   const auto factors = L::factors(of, y, settings);
-  if constexpr (is_grouped(kOutput, kTerms) && !kAgain) {
+  if constexpr (is_grouped<L>(kOutput, kTerms) && !kAgain) {
     const LossGroup<V> before = at.group();
     LossGroup<V> group = with(before, of, terms);
     if constexpr (kHasOptions) group = {select(kept, group.q, before.q), select(kept, group.linear, before.linear)};

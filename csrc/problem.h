@@ -78,7 +78,7 @@ static constexpr bool is_full(const Operand& operand, int64_t numel) {
 enum class Terms : int8_t {
   kPlain,    // the target, and every element counts
   kOptions,  // the target, smoothed; elements may be left out
-  kWeights,  // the target and weights, or another loss than kBce; every element counts
+  kWeights,  // the target and weights; every element counts
   kAll,
 };
 static constexpr bool has_options(Terms terms) { return terms == Terms::kOptions || terms == Terms::kAll; }
@@ -90,15 +90,14 @@ static constexpr bool has_plain_kernels(Output output) {  // others are asked fo
 static constexpr Terms terms_of(const Problem& problem, Output output) {
   if (output == Output::kCount) return Terms::kOptions;  // the same for every loss
   if (!has_plain_kernels(output)) return Terms::kAll;
-  const bool weights =
-      problem.options.loss != Loss::kBce || problem.weight.data != nullptr || problem.pos_weight.data != nullptr;
+  const bool weights = problem.weight.data != nullptr || problem.pos_weight.data != nullptr;
   const bool options = problem.mask.data != nullptr || !is_plain(problem.options);
   return weights ? (options ? Terms::kAll : Terms::kWeights) : options ? Terms::kOptions : Terms::kPlain;
 }
 
 // The order of every sum, on every backend, whatever the number of threads or the grid. A chunk of kChunk elements is a
 // matrix of rows of kLanes, whose columns are the lanes.
-// Unweighted losses make LossGroups (logistic.h), in the type of the arithmetic: each lane's, downwards; those of 4
+// Unweighted losses, of Bce alone, make LossGroups (logistic.h), in the type of the arithmetic: each lane's, downwards; those of 4
 // neighbouring lanes are joined, neighbours first; what the groups come to is added in fp64. All else that is summed, and
 // a chunk of one element or whose groups do not come to a finite number, is added in fp64, each lane downwards.
 // What then stands side by side, of groups or of lanes, is added neighbours first: 0 and 1, 2 and 3, ... until one is left.
@@ -107,8 +106,4 @@ constexpr int64_t kLanes = 1024;
 constexpr int64_t kChunk = 8192;
 constexpr int64_t kJoined = 4;  // lanes
 constexpr int64_t chunks(int64_t numel) { return (numel + kChunk - 1) / kChunk; }
-static constexpr bool is_grouped(Output output, Terms terms) {
-  return (output == Output::kLossSum || output == Output::kLossSumAndGrad) && !has_weights(terms);
-}
-
 }  // namespace fused_logistic

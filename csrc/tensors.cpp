@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -97,9 +98,15 @@ Tensor empty_strided(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides,
                      torch::stable::Device device) {
   using torch::stable::detail::from, torch::stable::detail::to;
   AtenTensorHandle result = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
-                                                         to<int32_t>(from(dtype)), to<int32_t>(from(device.type())),
-                                                         device.index(), &result));
+  const auto error =
+      aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), to<int32_t>(from(dtype)),
+                               to<int32_t>(from(device.type())), device.index(), &result);
+  // The stable ABI says that it failed, not with which exception; of sizes that a tensor has it is always this.
+  if (error != TORCH_SUCCESS) {
+    const int64_t numel = std::accumulate(sizes.begin(), sizes.end(), int64_t(1), std::multiplies<>());
+    const std::string what = FL_OUT_OF_MEMORY " for " + std::to_string(numel) + " elements";
+    refuse("empty", what.c_str());
+  }
   return Tensor(result);
 }
 

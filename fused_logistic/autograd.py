@@ -57,12 +57,14 @@ class MadeFor(NamedTuple):
 
     tensor: Tensor | None  # as the ops take it: None stands for 1
     value: float | None
+    age: int = 0  # in backward passes
 
 
 _ONE = MadeFor(None, 1)
 # What was last, by what _kind tells of a loss; the oldest are forgotten. Empty where only 1 was.
 _last: dict[tuple[Any, ...], MadeFor] = {}
 _MOST = 256
+_RENEWED = 16  # backward passes, where nobody knows whether it is another number: on a GPU a copy is a launch
 _forgetting = threading.Lock()
 
 
@@ -96,8 +98,11 @@ def _remember(kind: tuple[Any, ...] | None, grad_output: Tensor, value: float | 
     if value == 1:
         _last.pop(kind, None)
     elif value is None or (value != 0 and not math.isnan(value)):  # those two are never recognised
-        # On a GPU the copy is a launch; but its owner may change a tensor in ways that no version tells
-        _last[kind] = MadeFor(grad_output.detach().clone(), value)
+        last = _last.get(kind, _ONE)
+        if value is None and last is not _ONE and last.age + 1 < _RENEWED:
+            _last[kind] = last._replace(age=last.age + 1)
+        else:  # its owner may change a tensor in ways that no version tells
+            _last[kind] = MadeFor(grad_output.detach().clone(), value)
     if len(_last) > _MOST:
         with _forgetting:
             while len(_last) > _MOST:

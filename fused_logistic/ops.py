@@ -100,5 +100,15 @@ def call(op: Callable[..., Any], *args: Any) -> Any:
     """The op's kernel, past its autograd: for a caller that needs no derivative of it, or makes it itself."""
     if torch.compiler.is_compiling():
         return op(*args)  # Dynamo knows no guards; a compiled graph has no overhead to save
-    with below_autograd():
-        return op(*args)
+    return past_autograd(op, *args)
+
+
+def past_autograd(op: Callable[..., Any], *args: Any) -> Any:
+    """The op's kernel, whoever asks."""
+    try:
+        with below_autograd():
+            return op(*args)
+    except RuntimeError as error:
+        if str(error).startswith("fused_logistic::empty: out of memory"):
+            raise torch.OutOfMemoryError(str(error)) from None  # as torch's own; csrc has no such exception to throw
+        raise

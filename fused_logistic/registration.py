@@ -46,8 +46,7 @@ def _with_autograd(
         try:
             if differentiated:
                 return function.apply(*args)
-            with ops.below_autograd():
-                return op(*args)
+            return ops.past_autograd(op, *args)
         except RuntimeError as error:
             refusal = error
         try:

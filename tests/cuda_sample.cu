@@ -22,7 +22,9 @@ template __global__ void elements_kernel<kOnePass, Bce, Terms::kAll, Same<float>
 template __global__ void elements_kernel<kOnePass, Bce, Terms::kAll, Same<BFloat16>>(const Launch);
 template __global__ void elements_kernel<kOnePass, FocalLoss, Terms::kAll, Same<float>>(const Launch);
 template __global__ void elements_kernel<kOnePass, FocalLoss, Terms::kAll, Other<BFloat16>>(const Launch);
+template __global__ void elements_kernel<kOnePass, FocalLossOfWholeGamma, Terms::kPlain, Same<float>>(const Launch);
 template __global__ void elements_kernel<kOnePass, FocalLossOfWholeGamma, Terms::kAll, Same<float>>(const Launch);
+template __global__ void elements_kernel<Output::kCount, Bce, Terms::kOptions, Counted>(const Launch);
 template __global__ void elements_kernel<kOnePass, Bce, Terms::kAll, General<float>>(const Launch);
 template __global__ void elements_kernel<Output::kGradTarget, Bce, Terms::kAll, General<double>>(const Launch);
 

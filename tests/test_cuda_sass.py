@@ -23,7 +23,7 @@ ONE_PASS = (
 )
 LIMIT = 39  # instructions an element; last seen: fp32 33.7, fp16 38.2, bf16 37.6
 # Type, and how many bits a load has and how many rows are in flight.
-TYPES = {"float": (128, 4), "fused_logistic::Half": (64, 2), "fused_logistic::BFloat16": (64, 2)}
+TYPES = {"float": (128, 8), "fused_logistic::Half": (64, 4), "fused_logistic::BFloat16": (64, 2)}
 
 
 @pytest.fixture(scope="module", params=[80, 90])

@@ -155,6 +155,21 @@ def test_a_factor_in_a_cuda_graph_and_on_streams():
 
 @pytest.mark.cuda
 @needs_gpu
+def test_out_of_memory():
+    """torch's own error, which those catch that try smaller batches; and afterwards all works."""
+    logits, target = torch.randn(1 << 26, device="cuda"), torch.rand(1 << 26, device="cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-6)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            fl.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert fl.binary_cross_entropy_with_logits(logits, target, reduction="none").isfinite().all()
+
+
+@pytest.mark.cuda
+@needs_gpu
 def test_current_stream():
     logits, target = large()
     expected = step(logits, target)

@@ -83,11 +83,16 @@ def test_one_pass_from_the_second_step_on(forgotten):
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_kernel_that_looks_gets_what_the_gradient_was_made_for(forgotten):
+    """A copy is made at once of the first number, then now and again."""
     logits, target = data(torch.float32)
-    for factor in (0.3, 0.3, 0.7, 1.0):
+    often = autograd._RENEWED
+    for factor in [0.3] * (often + 1) + [0.7] * (2 * often):
         step(logits, target, factor)
-    seen = [made_for if made_for is None else made_for.item() for made_for in forgotten]
-    assert seen == [None, *torch.tensor([0.3, 0.3, 0.7]).tolist()]
+    seen = [made_for if made_for is None else round(made_for.item(), 3) for made_for in forgotten]
+    # the copies: after step 1, of 0.3; after often + 1, the last with 0.3; after 2 often + 1
+    assert seen == [None, *[0.3] * (2 * often), *[0.7] * often]
+    copies = {id(made_for): made_for for made_for in forgotten if made_for is not None}
+    assert len(copies) == 3
 
 
 def test_losses_of_several_kinds(forgotten):

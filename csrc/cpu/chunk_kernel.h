@@ -93,7 +93,7 @@ FL_FN void evaluate_row(const Row<C, Z, Y>& row, int64_t count) {
   rest.summands = summands;
   rest.q = q;
   rest.linear = linear;
-  constexpr bool kGrouped = is_grouped(kOutput, kTerms) && !kAgain;
+  constexpr bool kGrouped = is_grouped<L>(kOutput, kTerms) && !kAgain;
   if constexpr (kGrouped) {
     memcpy(q, row.q + i, n * sizeof(C));
     memcpy(linear, row.linear + i, n * sizeof(C));
@@ -137,7 +137,7 @@ FL_CALLED void evaluate_row_again(const Row<C, Z, Y> row, int64_t count) {
 template <Output kOutput, class L, Terms kTerms, class V, class C, class Z, class Y>
 FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
   if constexpr (!has_weights(kTerms)) {
-    evaluate_row<kOutput, L, kTerms, is_grouped(kOutput, kTerms), V>(row, count);
+    evaluate_row<kOutput, L, kTerms, is_grouped<L>(kOutput, kTerms), V>(row, count);
   } else {
     const C* logits = row.logits;
     alignas(64) C copy[kLanes];
@@ -226,7 +226,7 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   const bool converted = has_elements(kOutput) && problem.out_dtype != kDType<Z>;
   alignas(64) double lanes[kLanes];
   alignas(64) C summands[kLanes], converted_out[kLanes];
-  constexpr bool kGrouped = is_grouped(kOutput, kTerms);
+  constexpr bool kGrouped = is_grouped<L>(kOutput, kTerms);
   alignas(64) C q[kGrouped ? kLanes : 1], linear[kGrouped ? kLanes : 1];
   Row<C, Z, Y> row = {};
   row.summands = summands;
@@ -234,7 +234,7 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   row.linear = linear;
   row.scale = C(problem.scale);
   if (kOutput == Output::kLossSumAndGrad && first < last) row.scale = row.scale * grad_output.row(0, 1)[0];
-  if constexpr (kTerms != Terms::kPlain) row.settings = settings_of<C>(problem.options);
+  if constexpr (kTerms != Terms::kPlain || !std::is_same_v<L, Bce>) row.settings = settings_of<C>(problem.options);
   // A sum tells for nothing of infinite weights and of groups that overflow: where it is not finite, the chunk is done again.
   constexpr bool kAsked = has_sum(kOutput) && kOutput != Output::kCount;
   const bool in_place = has_elements(kOutput) && problem.out == problem.logits.data;  // a tile of a layer
@@ -312,11 +312,12 @@ void run_types(const Problem& problem, int64_t first, int64_t last, double* part
     return !problem.compute_double && problem.logits.dtype == dtype && is_full(problem.logits, problem.numel) &&
            (!has_elements(kOutput) || problem.out_dtype == dtype);
   };
-  if (problem.compute_double) {  // rare: one kernel less
-    constexpr Terms terms = kTerms == Terms::kWeights ? Terms::kAll : kTerms;
+  if (problem.compute_double) {  // rare: fewer kernels
+    constexpr bool kOwn = kTerms == Terms::kOptions || (kTerms == Terms::kPlain && std::is_same_v<L, Bce>);
+    constexpr Terms terms = kOwn ? kTerms : Terms::kAll;
     return run_chunks<kOutput, L, terms, double, double, double>(problem, first, last, partials);
   }
-  if constexpr (kTerms == Terms::kPlain && kHasFma) {
+  if constexpr (kTerms == Terms::kPlain && std::is_same_v<L, Bce> && kHasFma) {
     const DType target = is_full(problem.target, problem.numel) ? problem.target.dtype : DType::kFloat32;
     if (in_place(DType::kFloat16)) {
       return target == DType::kFloat16
@@ -345,7 +346,7 @@ void run_output(const Problem& problem, int64_t first, int64_t last, double* par
       if constexpr (!has_plain_kernels(kOutput)) {
         run_first.template operator()<L, Terms::kAll>(loss);
       } else if constexpr (!std::is_same_v<L, Bce>) {
-        run_first.template operator()<L, Terms::kWeights, Terms::kAll>(loss);
+        run_first.template operator()<L, Terms::kPlain, Terms::kAll>(loss);
       } else {
         run_first.template operator()<L, Terms::kPlain, Terms::kOptions, Terms::kWeights, Terms::kAll>(loss);
       }

@@ -8,11 +8,16 @@ using Kernel = void (*)(const Launch);
 
 template <Output kOutput, class L, Terms kTerms, class Z>
 Kernel typed(DType target) {
+  constexpr bool kPlain = kTerms == Terms::kPlain, kBce = std::is_same_v<L, Bce>;
   if (target == kDType<Z>) return elements_kernel<kOutput, L, kTerms, Typed<Z, Types<Z>>>;
-  if constexpr (kTerms == Terms::kPlain) {
+  if constexpr (kPlain && kBce) {
     if (target == DType::kUInt8) return elements_kernel<kOutput, L, kTerms, Typed<Z, Types<uint8_t>>>;
   }
-  return elements_kernel<kOutput, L, kTerms, Typed<Z, OtherTargets<Z>>>;
+  if constexpr (kPlain && !kBce) {
+    return nullptr;
+  } else {
+    return elements_kernel<kOutput, L, kTerms, Typed<Z, OtherTargets<Z>>>;
+  }
 }
 
 template <Output kOutput, class L, Terms kTerms>
@@ -28,7 +33,8 @@ Kernel kernel(const Problem& problem, bool is_typed) {
         case DType::kFloat32:
           return typed<kOutput, L, kTerms, float>(target);
         default:
-          if constexpr (kTerms == Terms::kPlain) return typed<kOutput, L, kTerms, double>(target);
+          if constexpr (kTerms == Terms::kPlain && std::is_same_v<L, Bce>)
+            return typed<kOutput, L, kTerms, double>(target);
       }
     }
   }
@@ -42,15 +48,18 @@ Kernel kernel(const Problem& problem, bool is_typed) {
 
 template <Output kOutput>
 Kernel kernel(const Problem& problem, const Plan& plan) {
-  if constexpr (has_plain_kernels(kOutput)) {
-    if (plan.terms == Terms::kPlain) return kernel<kOutput, Bce, Terms::kPlain>(problem, plan.typed);
-  }
-  if constexpr (has_plain_kernels(kOutput) || kOutput == Output::kCount) {
-    if (plan.terms == Terms::kOptions) return kernel<kOutput, Bce, Terms::kOptions>(problem, plan.typed);
-  }
   if constexpr (kOutput == Output::kCount) {
-    return nullptr;  // it has no weights
+    return plan.typed ? elements_kernel<kOutput, Bce, Terms::kOptions, Counted>
+                      : kernel<kOutput, Bce, Terms::kOptions>(problem, false);
   } else {
+    if constexpr (has_plain_kernels(kOutput)) {
+      if (plan.terms == Terms::kOptions) return kernel<kOutput, Bce, Terms::kOptions>(problem, plan.typed);
+      if (plan.terms == Terms::kPlain) {
+        return with_loss(problem.options.loss, [&](auto loss) {
+          return kernel<kOutput, decltype(loss), Terms::kPlain>(problem, plan.typed);
+        });
+      }
+    }
     return with_loss(problem.options.loss,
                      [&](auto loss) { return kernel<kOutput, decltype(loss), Terms::kAll>(problem, plan.typed); });
   }

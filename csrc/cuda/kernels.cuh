@@ -169,6 +169,8 @@ struct Typed {
   using Factor = std::conditional_t<kHalf, Types<Z, float>, Types<Z>>;
   using Mask = Types<uint8_t>;
 };
+// For kCount: of the operands only the mask, and where targets are ignored these, of any type.
+struct Counted : Typed<float, AnyTypes> {};
 // Arithmetic in C, the operands of any type.
 template <class S>
 struct General {
@@ -182,19 +184,22 @@ struct General {
 };
 
 // How many rows of a chunk are read before the first is computed, and how many blocks a multiprocessor should hold, which
-// bounds a thread's registers. The fastest of those that an H200 was tried with (docs/cuda.md), as far as nothing spills.
+// bounds a thread's registers. Of those that nothing spills with, the fastest on an H100 (docs/cuda.md).
 struct Shape {
   int rows, blocks;
 };
 template <Output kOutput, class L, Terms kTerms, class T>
 constexpr Shape shape() {
   if (!T::kTyped) return {1, 1};
-  if (!std::is_same_v<L, Bce>) return {1, 3};
-  if (has_weights(kTerms) || takes_grad_output(kOutput)) return {1, 4};
-  if (has_options(kTerms)) return {1, 6};
+  if (!std::is_same_v<L, Bce>) return kTerms == Terms::kPlain ? Shape{1, 4} : Shape{1, 2};
+  if (kOutput == Output::kCount) return {2, 4};
+  if (takes_grad_output(kOutput)) return {1, 4};
+  if (has_weights(kTerms)) return {2, 4};
+  if (has_options(kTerms)) return T::kHalf ? Shape{1, 6} : Shape{2, 4};
   if (sizeof(typename T::C) == 8) return {2, 1};
   if (std::is_same_v<typename T::Target, OtherTargets<typename T::Z>>) return {1, 5};
-  return T::kHalf ? Shape{2, 6} : Shape{4, 4};
+  if (std::is_same_v<typename T::Z, Half>) return {4, 4};
+  return T::kHalf ? Shape{2, 4} : Shape{8, 2};
 }
 
 // ---- The kernel --------------------------------------------------------------------------------------------------
@@ -205,7 +210,7 @@ __global__ void __launch_bounds__(kThreads, (shape<kOutput, L, kTerms, T>().bloc
     elements_kernel(const Launch launch) {
   using C = typename T::C;
   constexpr int N = kPerThread, kRows = shape<kOutput, L, kTerms, T>().rows;
-  constexpr bool kGrouped = is_grouped(kOutput, kTerms), kTyped = T::kTyped;
+  constexpr bool kGrouped = is_grouped<L>(kOutput, kTerms), kTyped = T::kTyped;
   const Problem& problem = launch.problem;
   const bool fits = fits_division(problem.numel);
   using Factor = Source<C, typename T::Factor, kTyped>;
@@ -239,7 +244,10 @@ __global__ void __launch_bounds__(kThreads, (shape<kOutput, L, kTerms, T>().bloc
       });
     };
     if constexpr (kOutput != Output::kCount) load(typename T::Logits{}, problem.logits, of.z);
-    if constexpr (kTyped) {
+    if (kOutput == Output::kCount && !problem.options.has_ignore_index) {
+#pragma unroll
+      for (int k = 0; k < N; ++k) of.y[k] = 0;
+    } else if constexpr (kTyped) {
       load(typename T::Target{}, problem.target, of.y);
     } else {
       target.template read<kWhole>(problem.target, launch.layouts.target, fits, i, count, of.y);

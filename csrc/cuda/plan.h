@@ -99,6 +99,10 @@ inline bool has_typed_kernel(const Problem& problem, Output output) {
     const bool type = operand.dtype == logits || (operand.dtype == DType::kFloat32 && logits != DType::kFloat64);
     return found(operand) && (is_constant(operand) || type);
   };
+  if (output == Output::kCount) {
+    return found(problem.mask) && !problem.compute_double &&
+           (!problem.options.has_ignore_index || full(problem.target));
+  }
   const bool half = size_of(logits) == 2;
   const bool types =
       target == logits || target == DType::kUInt8 || target == DType::kInt64 || (half && target == DType::kFloat32);
@@ -120,8 +124,14 @@ inline Plan plan(const Problem& problem, Output output) {
   Plan p = {};
   p.typed = has_typed_kernel(problem, output);
   p.terms = terms_of(problem, output);
-  if (p.terms == Terms::kWeights) p.terms = Terms::kAll;
-  if (p.terms == Terms::kPlain && !p.typed) p.terms = Terms::kOptions;
+  if (problem.options.loss != Loss::kBce) {
+    const bool plain = p.terms == Terms::kPlain && p.typed && problem.target.dtype == problem.logits.dtype;
+    if (!plain) p.terms = Terms::kAll;
+  } else if (p.terms == Terms::kPlain && !p.typed) {
+    p.terms = Terms::kOptions;
+  } else if (p.terms == Terms::kWeights) {
+    p.terms = Terms::kAll;
+  }
   p.grid = chunks(problem.numel);
   // One chunk: its block writes the result itself.
   p.finish = has_sum(output) && p.grid != 1;
