@@ -315,6 +315,18 @@ def test_numbers_and_shapes():
     assert grad.shape == (1,) and grad.dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:fused_logistic. no kernel for device")
+def test_without_a_kernel(monkeypatch):
+    """As on a device that has none: composed."""
+    leaves, half = operands(6, 3), operands(6, 3, torch.half)
+    expected, expected_half = step(ours, leaves), step(ours, half)
+    monkeypatch.setattr(pairs, "has_kernel", lambda features: False)
+    for a, b in zip(step(ours, leaves), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    for a, b in zip(step(ours, half), expected_half, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 # ---- The module ----------------------------------------------------------------------------------------------------
 
 
