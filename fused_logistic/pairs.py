@@ -35,8 +35,13 @@ def _side(longest: int, elements: int) -> int:
     return min(side, -(-even // _EVEN) * _EVEN if side >= _EVEN else even)
 
 
+def _has_wide_products(features: Tensor) -> bool:
+    """Whether they are of 16 bits and torch has products of such with a result in fp32: on CUDA alone."""
+    return features.is_cuda and features.dtype.itemsize == 2
+
+
 def _product(into: Tensor, a: Tensor, b: Tensor, first: bool = True) -> None:
-    """into = a b, or += a b after the first; of 16-bit matrices in fp32, which torch has on CUDA alone."""
+    """into = a b, or += a b after the first; into is of the same dtype or, of 16-bit matrices, fp32."""
     if into.dtype != a.dtype:
         if first:
             torch.mm(a, b, out_dtype=into.dtype, out=into)
@@ -67,7 +72,7 @@ class Tiles:
         self.image, self.output_mask, self.wants_grad = image_features, output_mask, any(output_mask)
         self.images, self.features = image_features.shape
         self.dtype = composite_pairs.pairs_dtype(image_features)
-        is_low = image_features.is_cuda and image_features.dtype.itemsize == 2
+        is_low = _has_wide_products(image_features)
         self.tile_dtype = image_features.dtype if is_low else self.dtype  # of what the products read
         self.factor = _HALF_FACTOR if self.tile_dtype == torch.float16 else 1.0
         self.scale = logit_scale.reshape(()).to(self.dtype)

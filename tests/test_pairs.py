@@ -97,6 +97,31 @@ def test_low_precision(dtype, scale, bias, isa):
         assert ((a.double() - b).abs() <= bound + rounding).all(), name
 
 
+@pytest.mark.parametrize("bias", [-3.0, -18.0])
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+def test_gradients_of_16_bits_for_the_products(dtype, bias, monkeypatch):
+    """As on CUDA: a tile's gradients are rounded to the features' dtype, and do not underflow in it."""
+
+    def product(into, a, b, first=True):
+        into.copy_(a.float() @ b.float()) if first else into.add_(a.float() @ b.float())
+
+    monkeypatch.setattr(pairs, "_has_wide_products", lambda features: True)
+    monkeypatch.setattr(pairs, "_product", product)
+    leaves = operands(70, 40, dtype, 10.0, bias)
+    truth = in_double(leaves)
+    expected, got = step(formula, truth), step(ours, leaves, tile_bytes=6 * 32**2)
+    image, text, scale, shift = (t.detach() for t in truth)
+    g = (torch.sigmoid(scale * image @ text.T + shift) - torch.eye(70, dtype=torch.double)).abs()
+    rounded = scale / 70 * torch.finfo(dtype).eps / 2
+    allowed = bounds(image, text, scale, shift, 2.0**-24, 40)
+    allowed[1] += rounded * g @ text.abs()
+    allowed[2] += rounded * g.T @ image.abs()
+    for name, a, b, bound in zip(NAMES, got, expected, allowed, strict=True):
+        info = torch.finfo(a.dtype)
+        rounding = info.eps * b.abs() + info.smallest_normal * info.eps
+        assert ((a.double() - b).abs() <= bound + rounding).all(), name
+
+
 def test_half_gradients_do_not_underflow():
     """Those of a mean over many pairs are below what fp16 has: made in fp32, multiplied by the loss scale, rounded."""
     leaves = operands(400, 16, torch.half, 5.0, -12.0)
@@ -325,6 +350,16 @@ def test_without_a_kernel(monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
     for a, b in zip(step(ours, half), expected_half, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_flops():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    leaves, product = operands(6, 3), 2 * 6 * 6 * 3
+    for given, products in ((leaves, 3), ([leaves[0], *(t.detach() for t in leaves[1:])], 2)):
+        with FlopCounterMode(display=False) as counter:
+            ours(*given).backward()
+        assert counter.get_total_flops() == products * product
 
 
 # ---- The module ----------------------------------------------------------------------------------------------------
