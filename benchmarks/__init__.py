@@ -5,6 +5,7 @@
 ``providers``  the cases of the elementwise loss: ours, the rivals, and the memory limit
 ``focal``      those of the focal loss
 ``linear``     those of the whole layer in its three shapes
+``pairs``      that of the loss of pairs
 ``timing``     the clock: all candidates in turn, medians and quartiles; CUDA by events
 ``memory``     the peak of one call, each in a process of its own
 ``run``        the command line: runs the cases, writes the CSV, draws the pictures

@@ -22,6 +22,7 @@ from .timing import Candidate
 
 OURS = "fused"
 ELEMENTWISE, FOCAL, LAYER = "binary_cross_entropy_with_logits", "sigmoid_focal_loss", "linear_binary_cross_entropy"
+PAIRS = "sigmoid_contrastive_loss"
 # products: the matrix products of a layer alone; plain: our loss without the option that is measured
 LIMITS = ("triad", "read", "products", "plain")
 
@@ -82,6 +83,6 @@ def register(source: Callable[[Plan], Iterable[Case]]) -> Callable[[Plan], Itera
 
 
 def all_cases(plan: Plan) -> list[Case]:
-    from . import focal, linear, options, providers  # noqa: F401 - imported to register their cases
+    from . import focal, linear, options, pairs, providers  # noqa: F401 - imported to register their cases
 
     return [case for source in _sources for case in source(plan)]

@@ -17,6 +17,10 @@
   "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? crow_indices, Tensor? " \
   "col_indices, Tensor? weight, Tensor? pos_weight, Tensor? mask, Tensor? count, int reduction, int? chunk_bytes, "
 
+// Image i and text i belong together.
+#define PAIRS "Tensor image_features, Tensor text_features, Tensor logit_scale, Tensor? logit_bias, int? tile_bytes"
+#define PAIRS_GRADIENTS "Tensor grad_image, Tensor grad_text, Tensor grad_scale, Tensor grad_bias"
+
 STABLE_TORCH_LIBRARY(fused_logistic, m) {
   m.def("bce(" OPERANDS "int reduction, ScalarType dtype" OPTIONS "Tensor");
   m.def("bce_with_grad(" OPERANDS "int reduction, ScalarType dtype" OPTIONS "(Tensor loss, Tensor grad_logits)");
@@ -39,5 +43,12 @@ STABLE_TORCH_LIBRARY(fused_logistic, m) {
       "linear_bce_single(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? weight, "
       "Tensor? pos_weight, Tensor? mask, Tensor? grad_output, Tensor? count, int reduction, ScalarType dtype, bool[3] "
       "output_mask" OPTIONS "(Tensor loss, Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  m.def("pairs(" PAIRS ") -> Tensor");
+  m.def("pairs_with_grad(" PAIRS ", bool[4] output_mask) -> (Tensor loss, " PAIRS_GRADIENTS ")");
+  m.def("pairs_backward(Tensor grad_output, " PAIRS ", bool[4] output_mask) -> (" PAIRS_GRADIENTS ")");
+  m.def(
+      "pairs_tile_(Tensor(a!) similarities, Tensor(b!)? grad, Tensor(c!) sums, Tensor scale, Tensor? bias, int? "
+      "diagonal, float factor, bool wants_grad) -> ()");
+
   m.def("empty(int[] size, ScalarType dtype) -> Tensor");
 }

@@ -1,4 +1,4 @@
-"""What is differentiated how: the two autograd Functions, for eager and compiled code alike, and their rules.
+"""What is differentiated how: the autograd Functions, for eager and compiled code alike, and their rules.
 
 For ``mean`` and ``sum`` the forward pass makes the gradient with the loss, in one pass over memory for the whole
 training step. It is made for the ``grad_output`` that the backward pass of such a loss got last: 1 where a loss is the
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import checks, composite, matrices, nested, ops, sharding, sparse
+from . import checks, composite, composite_pairs, matrices, nested, ops, sharding, sparse
 from .options import Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -342,3 +342,60 @@ def linear_loss(
         if LinearBinaryCrossEntropy.covers(args):
             return LinearBinaryCrossEntropy.apply(*args)
     return ops.linear_bce(*args)
+
+
+# ---- Pairs -----------------------------------------------------------------------------------------------------------
+
+
+class SigmoidContrastive(torch.autograd.Function):
+    """``apply(*arguments of torch.ops.fused_logistic.pairs) -> loss``, differentiable in all its tensors."""
+
+    @staticmethod
+    def covers(args: Sequence[Any]) -> bool:
+        """Whether what requires a gradient gets one: always."""
+        return True
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        ctx.save_for_backward(*args[:4])
+        ctx.tile_bytes = args[4]
+        ctx.output_mask = [t is not None and ctx.needs_input_grad[i] for i, t in enumerate(args[:4])]
+        loss, *ctx.gradients = ops.call(ops.pairs_with_grad, *args, ctx.output_mask)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, operands = None, ctx.saved_tensors
+        if handed_out(grad_output):
+            gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            gradients = ops.pairs_backward(grad_output, *operands, ctx.tile_bytes, ctx.output_mask)
+        else:  # of the arithmetic's dtype: scaled before they are rounded, so that fp16 loses nothing
+            if torch.compiler.is_compiling() or recorded():
+                gradients = [g * grad_output for g in gradients]
+            elif known(grad_output) != 1:
+                gradients = [g.mul_(grad_output) for g in gradients]
+            gradients = composite_pairs.like_operands(gradients, operands, ctx.output_mask)
+        return *(g if asked else None for g, asked in zip(gradients, ctx.output_mask, strict=True)), None
+
+
+def pairs_operands(*operands: Any) -> tuple[Any, ...]:
+    """The features, which come first, in the dtype that autocast has the products in; outside of the Function, so that
+    autograd sees the casts."""
+    if not composite_pairs.autocasts(operands[0]):
+        return operands
+    low = torch.get_autocast_dtype(operands[0].device.type)
+    return *(t if t.dtype == torch.float64 else t.to(low) for t in operands[:2]), *operands[2:]
+
+
+def pairs_loss(*args: Any) -> Tensor:
+    """The loss of ``pairs``' arguments: of the op, or of the Function."""
+    args = pairs_operands(*args)
+    if torch.compiler.is_exporting():
+        checks.pairs(*args)
+        return composite_pairs.pairs(*args)
+    if _decided_later():
+        return ops.pairs(*args)
+    if torch.is_grad_enabled() and _any_requires_grad(args[:4]):
+        return SigmoidContrastive.apply(*args)
+    return ops.call(ops.pairs, *args)

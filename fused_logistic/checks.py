@@ -16,9 +16,10 @@ from .ops import Layer
 from .options import Options
 
 LAYER = "linear_binary_cross_entropy"
+PAIRS = "sigmoid_contrastive_loss"
 
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_READABLE = (*_FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_READABLE = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -87,7 +88,7 @@ def _readable(op: str, tensor: Tensor) -> None:
 
 
 def _floating(op: str, name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in _FLOATS:
+    if tensor.dtype not in FLOATS:
         raise NotImplementedError(
             f"{op}: expected {name} of dtype float64, float32, float16 or bfloat16, got {dtype_name(tensor.dtype)}"
         )
@@ -289,7 +290,7 @@ def _sparse(
 
 
 def _result(op: str, dtype: torch.dtype) -> None:
-    if dtype not in _FLOATS:
+    if dtype not in FLOATS:
         raise ValueError(
             f"{op}: expected a result of dtype float64, float32, float16 or bfloat16, got {dtype_name(dtype)}"
         )
@@ -369,3 +370,52 @@ def linear_bce_backward(grad_output: Tensor, *args: Any) -> None:
     logits = [*args[0].shape[:-1], *args[1].shape[:-1]]
     _broadcasts("linear_bce_backward", "grad_output", grad_output, logits)
     _same_device("linear_bce_backward", "grad_output", grad_output, args[0])
+
+
+# ---- Pairs -----------------------------------------------------------------------------------------------------------
+
+
+def pairs(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
+    tile_bytes: int | None,
+) -> None:
+    """What every op of the pairs asks: see :func:`fused_logistic.sigmoid_contrastive_loss`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, NotImplementedError: as the public function says.
+    """
+    for name, tensor in (("image_features", image_features), ("text_features", text_features)):
+        _strided(PAIRS, name, tensor, NotImplementedError)
+        _floating(PAIRS, name, tensor)
+    if image_features.dim() != 2:
+        raise ValueError(
+            f"{PAIRS}: expected image_features of shape [pairs, features], got {list(image_features.shape)}"
+        )
+    _same_shape(PAIRS, "text_features", text_features, image_features.shape)
+    if text_features.dtype != image_features.dtype:
+        raise TypeError(
+            f"{PAIRS}: expected text_features of the images' dtype {dtype_name(image_features.dtype)}, "
+            f"got {dtype_name(text_features.dtype)}"
+        )
+    _same_device(PAIRS, "text_features", text_features, image_features)
+    for name, number in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
+        if number is None:
+            continue
+        _floating(PAIRS, name, number)
+        if list(number.shape) not in ([], [1]):
+            raise ValueError(f"{PAIRS}: expected {name} of shape [] or [1], got {list(number.shape)}")
+        _same_device(PAIRS, name, number, image_features)
+    if tile_bytes is not None and tile_bytes <= 0:
+        raise ValueError(f"{PAIRS}: expected tile_bytes > 0, got {tile_bytes}")
+
+
+def pairs_with_grad(*args: Any) -> None:
+    pairs(*args[:-1])
+
+
+def pairs_backward(grad_output: Tensor, *args: Any) -> None:
+    pairs(*args[:-1])
+    _one_number("pairs_backward", "grad_output", grad_output, args[0])

@@ -48,12 +48,27 @@ def _linear_bce_single(input: Any, linear_weight: Any, *args: Any, **_: Any) -> 
     )
 
 
+def _pairs(image_features: Any, *args: Any, **_: Any) -> int:
+    return _product(image_features, image_features)
+
+
+def _pairs_with_grad(*args: Any, **_: Any) -> int:
+    return _pairs(*args) * (1 + args[5][0] + args[5][1])
+
+
+def _pairs_backward(grad_output: Any, *args: Any, **_: Any) -> int:
+    return _pairs(*args) * (args[5][0] + args[5][1])
+
+
 def _register(module: Any) -> None:
     packets = {
         ops.linear_bce: _linear_bce,
         ops.linear_bce_with_grad: _linear_bce_with_grad,
         ops.linear_bce_backward: _linear_bce_backward,
         ops.linear_bce_single: _linear_bce_single,
+        ops.pairs: _pairs,
+        ops.pairs_with_grad: _pairs_with_grad,
+        ops.pairs_backward: _pairs_backward,
     }
     for op, formula in packets.items():
         module.register_flop_formula(op.overloadpacket)(formula)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .functional import binary_cross_entropy_with_logits
 from .functional_linear import linear_binary_cross_entropy
+from .functional_pairs import sigmoid_contrastive_loss
 
 
 def _shown(module: torch.nn.Module, *described: str, **defaults: object) -> str:
@@ -174,3 +175,53 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
             ignore_index=None,
             chunk_bytes=None,
         )
+
+
+_EXCHANGES = (None, "bidir", "shift", "reduce", "gather")
+
+
+class SigLipLoss(torch.nn.Module):
+    """open_clip's ``SigLipLoss``, computed by :func:`fused_logistic.sigmoid_contrastive_loss`.
+
+    Args:
+        cache_labels: taken, and without effect: there are no labels in memory.
+        rank: of this process.
+        world_size: of ``torch.distributed``'s default group; more than 1: with the texts of all its processes.
+        dist_impl: ``"bidir"``, ``"shift"``, ``"reduce"``, ``"gather"`` or None: taken, and without effect, since the
+            results of all are the same: the texts go round in a ring.
+
+    Shape:
+        image_features, text_features: ``[pairs, features]``; logit_scale, logit_bias: ``[]`` or ``[1]``; output: a
+        scalar, or with ``output_dict=True`` ``{"contrastive_loss": scalar}``.
+
+    Raises, dtypes and formula: see :func:`fused_logistic.sigmoid_contrastive_loss`; also ValueError where
+    ``dist_impl`` is something else, and RuntimeError where rank and world_size are not the default group's.
+    """
+
+    def __init__(
+        self, cache_labels: bool = False, rank: int = 0, world_size: int = 1, dist_impl: str | None = None
+    ) -> None:
+        super().__init__()
+        if dist_impl not in _EXCHANGES:
+            known = ", ".join(map(repr, _EXCHANGES))
+            raise ValueError(f"SigLipLoss: expected dist_impl to be one of {known}, got {dist_impl!r}")
+        self.cache_labels, self.rank, self.world_size, self.dist_impl = cache_labels, rank, world_size, dist_impl
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        group = None
+        if self.world_size > 1:
+            from . import ring  # torch.distributed is not in every build of torch
+
+            group = ring.default_group(self.rank, self.world_size)
+        loss = sigmoid_contrastive_loss(image_features, text_features, logit_scale, logit_bias, group=group)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, world_size={self.world_size}"

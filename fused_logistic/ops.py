@@ -20,6 +20,10 @@ ignore_index=None, gamma=None, alpha=None)``; with ``gamma`` the loss is the foc
                          asks for
 ``bce_tile_``            a kernel of the layer: the losses of a tile of its logits, whose gradients take their place
 ``linear_bce_single``    another: a layer with one label in one pass over its input
+``pairs``                ``(image_features, text_features, logit_scale, logit_bias, tile_bytes)``: the loss of pairs,
+                         by :mod:`fused_logistic.pairs`; ``pairs_with_grad`` gives with it the gradients that
+                         ``output_mask`` asks for, in the arithmetic's dtype, ``pairs_backward`` those in the operands'
+``pairs_tile_``          a kernel of it: turns a tile's similarities into gradients, and adds to the sums
 ``empty``                ``(size, dtype)``: memory on the CPU, a large one from the blocks that are kept
 =======================  =============================================================================================
 
@@ -52,6 +56,10 @@ linear_bce = torch.ops.fused_logistic.linear_bce.default
 linear_bce_with_grad = torch.ops.fused_logistic.linear_bce_with_grad.default
 linear_bce_backward = torch.ops.fused_logistic.linear_bce_backward.default
 linear_bce_single = torch.ops.fused_logistic.linear_bce_single.default
+pairs = torch.ops.fused_logistic.pairs.default
+pairs_with_grad = torch.ops.fused_logistic.pairs_with_grad.default
+pairs_backward = torch.ops.fused_logistic.pairs_backward.default
+pairs_tile_ = torch.ops.fused_logistic.pairs_tile_.default
 empty = torch.ops.fused_logistic.empty.default
 
 NONE, MEAN, SUM = 0, 1, 2  # torch's numbers for the reductions

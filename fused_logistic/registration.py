@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, batching, checks, composite, layer, ops
+from . import autograd, batching, checks, composite, composite_pairs, layer, ops, pairs
 from .ops import Layer
 
 # ---- Autograd --------------------------------------------------------------------------------------------------------
@@ -58,6 +58,9 @@ def _with_autograd(
     return kernel
 
 
+_WRITTEN = {ops.bce_tile_: 2, ops.pairs_tile_: 3}  # so many of the first arguments; of others one
+
+
 def _without_autograd(op: Any) -> Callable[..., Any]:
     def kernel(*args: Any) -> Any:
         if _requires_grad(args) or _has_tangent(args):
@@ -65,7 +68,7 @@ def _without_autograd(op: Any) -> Callable[..., Any]:
         with ops.below_autograd():
             result = op(*args)
         if op._schema.is_mutable:
-            torch.autograd.graph.increment_version([t for t in args[: 1 + (op is ops.bce_tile_)] if t is not None])
+            torch.autograd.graph.increment_version([t for t in args[: _WRITTEN.get(op, 1)] if t is not None])
         return result
 
     return kernel
@@ -126,6 +129,26 @@ def _like_linear_bce_backward(grad_output, *args):
     return _like_gradients(of, output_mask)
 
 
+def _like_pairs(*args):
+    return args[0].new_empty((), dtype=composite_pairs.pairs_dtype(args[0]))
+
+
+def _like_pairs_with_grad(*args):
+    shapes, dtype = [args[0].shape, args[1].shape, (), ()], composite_pairs.pairs_dtype(args[0])
+    return _like_pairs(*args), *(
+        args[0].new_empty(shape if wanted and like is not None else (0,), dtype=dtype)
+        for shape, wanted, like in zip(shapes, args[5], args[:4], strict=True)
+    )
+
+
+def _like_pairs_backward(grad_output, *args):
+    none = args[0].new_empty((0,), dtype=composite_pairs.pairs_dtype(args[0]))
+    return tuple(
+        none.clone() if like is None or not wanted else torch.empty_like(like, memory_format=torch.contiguous_format)
+        for like, wanted in zip(args[:4], args[5], strict=True)
+    )
+
+
 # ---- Devices without a kernel ----------------------------------------------------------------------------------------
 
 
@@ -146,6 +169,16 @@ def _without_kernel(composition: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return kernel
+
+
+def _tiled(kernel: Callable[..., Any], composition: Callable[..., Any]) -> Callable[..., Any]:
+    """The pairs by tiles, where there is a kernel for these."""
+    other = _without_kernel(composition)
+
+    def chosen(*args: Any) -> Any:
+        return (kernel if pairs.has_kernel(next(a for a in args if a.dim() == 2)) else other)(*args)
+
+    return chosen
 
 
 def _made_again(grad_logits: Tensor, grad_output: Tensor, made_for: Tensor | None, *args: Any) -> None:
@@ -184,13 +217,19 @@ def _register() -> None:
             _like_linear_bce_with_grad,
         ),
         ("linear_bce_backward", checks.linear_bce_backward, composite.linear_bce_backward, _like_linear_bce_backward),
+        ("pairs", checks.pairs, composite_pairs.pairs, _like_pairs, autograd.SigmoidContrastive),
+        ("pairs_with_grad", checks.pairs_with_grad, composite_pairs.pairs_with_grad, _like_pairs_with_grad),
+        ("pairs_backward", checks.pairs_backward, composite_pairs.pairs_backward, _like_pairs_backward),
     ):
         _library.impl(name, _with_autograd(getattr(ops, name), check, composition, *function), "Autograd")
         # the layer is computed in Python, on every device; of the losses this is what stands in for a kernel
-        other = getattr(layer, name, None) or _without_kernel(composition)
+        tiled = getattr(pairs, name, None)
+        other = getattr(layer, name, None) or (
+            _without_kernel(composition) if tiled is None else _tiled(tiled, composition)
+        )
         _library.impl(name, _after(check, other), "CompositeExplicitAutograd")
         torch.library.register_fake(f"fused_logistic::{name}", _after(check, like))
-    for name in ("bce_backward_", "bce_tile_", "linear_bce_single"):
+    for name in ("bce_backward_", "bce_tile_", "linear_bce_single", "pairs_tile_"):
         _library.impl(name, _without_autograd(getattr(ops, name)), "Autograd")
     _library.impl("bce_backward_", _made_again, "CompositeExplicitAutograd")
     torch.library.register_fake("fused_logistic::bce_backward_", checks.bce_backward_)

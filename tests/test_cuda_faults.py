@@ -9,6 +9,7 @@ import re
 import shutil
 from typing import NamedTuple
 
+import cuda_pairs as pairs
 import numpy as np
 import pytest
 import torch
@@ -50,6 +51,10 @@ GRADIENTS = "".join(
     KERNEL.format(f"kGradLogits, Bce, {kernel}")
     for kernel in ("Terms::kPlain, Typed<float, Types<float>>", "Terms::kOptions, General<float>")
 )
+PAIRS = "".join(
+    f"template __global__ void pairs_kernel<true, float, {kind}>(const PairsLaunch);\n"
+    for kind in ("float", "BFloat16")
+)
 
 
 class Edit(NamedTuple):
@@ -80,8 +85,8 @@ FAULTS = {
         "a single loss in a group": fault("finish_chunk", "launch.problem.numel - chunk * kChunk == 1", "false"),
         "a group forgets": fault("with", "group.q + logit.e", "logit.e"),
         "shuffle mask": fault("from_later_thread", "0xffffffffu", "0x0000ffffu"),
-        "second stage reads too far": fault("finish_kernel", "i < count", "i <= count"),
-        "second stage stops early": fault("finish_kernel", "i < count", "i < count - 1"),
+        "second stage reads too far": fault("sum_of_chunks", "i < count", "i <= count"),
+        "second stage stops early": fault("sum_of_chunks", "i < count", "i < count - 1"),
         "mean not divided": fault("write_result", "sum / (", "sum + 0 * ("),
         # the kernel
         "32-bit index": fault("elements_kernel", "begin = chunk * kChunk", "begin = int(chunk * kChunk)"),
@@ -143,6 +148,20 @@ FAULTS = {
         "infinite weights not asked about": fault("evaluate_pack", "result != result", "false"),
         "left out, but grouped": fault("evaluate", "select(kept, group.q, before.q)", "group.q"),
         "q above 1 as one below": fault("focal", "exp_two_parts(x, rest, outside)", "exp_two_parts(x, rest, false)"),
+    },
+    PAIRS: {
+        "others joined": fault("fold_pairs", "lanes[1].losses", "lanes[2].losses"),
+        "sums that overflow kept": fault("pairs_kernel", "!(all - all == 0)", "false"),
+        "no target by vectors": fault("add_pack", "positive - i >= uint32_t(kPerThread)", "true"),
+        "padding counted": fault("add_pack", "kWhole || k < count", "true"),
+        "vectors beyond the end": fault("pairs_kernel", "numel - chunk >= uint32_t(kChunk)", "numel >= chunk"),
+        "a diagonal without end": fault("positive_after", "positive + of.step < of.end", "true"),
+        "one row for another": fault(
+            "pairs_kernel",
+            "add_pack<kGrad, decltype(whole)::value>(x[row]",
+            "add_pack<kGrad, decltype(whole)::value>(x[row ^ 1]",
+        ),
+        "sums of the tile alone": fault("finish_pairs_kernel", "+= sum", "= sum"),
     },
     GRADIENTS: {
         "finished though not made": fault("elements_kernel", "launch.is_made", "true"),
@@ -219,7 +238,8 @@ def build(folder, kernels, function="", edits=()):
     """The kernels as they are, or with one fault."""
     shutil.copytree(CSRC, folder / "csrc")
     source = folder / "csrc" / "faulty.cu"
-    source.write_text('#include "cuda/kernels.cuh"\nnamespace fused_logistic {' + kernels + "}\n")
+    header = "pairs" if kernels is PAIRS else "kernels"
+    source.write_text(f'#include "cuda/{header}.cuh"\nnamespace fused_logistic {{{kernels}}}\n')
     for edit in edits:
         plant(folder / "csrc", function, edit)
     return load(80, source, cache=folder)
@@ -327,10 +347,24 @@ def check_gradients(module):
             assert same_bits(result.out, on_cpu(Output.GradLogits, logits, target, **options).out)
 
 
-CHECKS = {PLAIN: check_plain, TYPED: check_typed, GENERAL: check_general, GRADIENTS: check_gradients}
+def check_pairs(module):
+    x = pairs.similarities((66, 125))
+    pairs.compare(module, x, diagonal=-3, grad_dtype=torch.bfloat16, in_place=False)
+    pairs.compare(module, pairs.similarities((40, 1)), diagonal=-20, grad_dtype=torch.bfloat16, in_place=False)
+    x[0, :9] = 1e38
+    pairs.compare(module, x, scale=2.0, grad_dtype=torch.float)
 
 
-@pytest.mark.parametrize("kernels", CHECKS, ids=["plain", "typed", "general", "gradients"])
+CHECKS = {
+    PLAIN: check_plain,
+    TYPED: check_typed,
+    GENERAL: check_general,
+    GRADIENTS: check_gradients,
+    PAIRS: check_pairs,
+}
+
+
+@pytest.mark.parametrize("kernels", CHECKS, ids=["plain", "typed", "general", "gradients", "pairs"])
 def test_without_a_fault(kernels, tmp_path):
     CHECKS[kernels](build(tmp_path, kernels))
 

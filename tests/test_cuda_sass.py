@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from cuda_kernels import FLAGS
+from cuda_kernels import CSRC, FLAGS
 from ptx import toolchain
 
 SAMPLE = Path(__file__).with_name("cuda_sample.cu")
@@ -63,8 +63,23 @@ def test_one_pass(cubin, kind, record_property):
     assert each <= LIMIT
 
 
+def local_memory(cubin):
+    """The functions that have some."""
+    for function in re.findall(r"Function : (\S+)", toolchain._disassemble(str(cubin), Path(cubin).stat().st_mtime_ns)):
+        if [line for line in toolchain.sass(cubin, function) if opcode(line).startswith(("LDL", "STL"))]:
+            yield function
+
+
 def test_no_local_memory(cubin):
     """Nothing spills, and no array ended up in memory."""
-    for function in re.findall(r"Function : (\S+)", toolchain._disassemble(str(cubin), Path(cubin).stat().st_mtime_ns)):
-        code = toolchain.sass(cubin, function)
-        assert not [line for line in code if opcode(line).startswith(("LDL", "STL"))], function
+    assert list(local_memory(cubin)) == []
+
+
+def test_pairs():
+    """Nor there; two rows of similarities are read by vectors before 16-bit gradients are written, by vectors too."""
+    cubin = toolchain.compile_cubin(CSRC / "cuda" / "pairs.cu", 90, flags=FLAGS)
+    assert list(local_memory(cubin)) == []
+    code = toolchain.sass(cubin, "pairs_kernel<true, float, fused_logistic::BFloat16>")
+    loads = [i for i, line in enumerate(code) if opcode(line).startswith("LDG.E.128")]
+    stores = [i for i, line in enumerate(code) if opcode(line).startswith("STG.E.64")]
+    assert len(loads) == 2 and loads[1] < min(stores)

@@ -109,6 +109,20 @@ def test_extreme_learns_the_labels():
     assert re.search(r"^peak memory: \d+ MiB", printed, re.MULTILINE)
 
 
+def test_siglip_finds_the_right_halves(tmp_path):
+    for package in ("matplotlib", "sklearn", "tqdm"):
+        pytest.importorskip(package, reason=f"the training example needs {package}")
+    printed = run_example("train_siglip.py", "--output", str(tmp_path), "--steps", "40", "--largest", "2048")
+    first, five = re.search(r"^held out: .* is the first (\S+)% .* first five (\S+)%$", printed, re.MULTILINE).groups()
+    assert float(first) > 5 * 100 / 450 or float(five) > 5 * 500 / 450
+    peaks = re.findall(r"^memory of a step, (?:fused|whole similarities): .*2,048: (\d+) MiB$", printed, re.MULTILINE)
+    fused, whole = map(float, peaks)
+    assert whole > 2048**2 * 4 / 2**20 > fused  # one matrix of all pairs
+    picture = Path(re.search(r"^memory curve: (.+)$", printed, re.MULTILINE)[1])
+    assert picture.parent == tmp_path
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
 def test_unmodified_model_has_the_same_losses_when_patched():
     printed = run_example("unmodified_model.py", "--steps", "3")
     curves = re.findall(r"^ *\d+ +(\d\.\d{7}) +(\d\.\d{7})$", printed, re.MULTILINE)

@@ -52,10 +52,10 @@ std::atomic<const Isa*>& chosen() {
 
 const Isa isas[kMaxIsas] = {
 #if defined(__x86_64__)
-    {"avx512", &avx512_kernel, &has_avx512, &avx512_linear_kernel},
-    {"avx2", &avx2_kernel, &has_avx2, &avx2_linear_kernel},
+    {"avx512", &avx512_kernel, &has_avx512, &avx512_linear_kernel, &avx512_pairs_kernel},
+    {"avx2", &avx2_kernel, &has_avx2, &avx2_linear_kernel, &avx2_pairs_kernel},
 #endif
-    {"baseline", &baseline_kernel, &always, &baseline_linear_kernel},
+    {"baseline", &baseline_kernel, &always, &baseline_linear_kernel, &baseline_pairs_kernel},
 };
 
 const Isa& isa() { return *chosen().load(std::memory_order_relaxed); }

@@ -1,4 +1,4 @@
-// The CPU kernels as the rest of the library sees them: two functions per instruction set, chosen at run time.
+// The CPU kernels as the rest of the library sees them: three functions per instruction set, chosen at run time.
 #pragma once
 #include "../problem.h"
 
@@ -42,6 +42,12 @@ constexpr int64_t block_rows(int64_t features, int64_t element_bytes) {
 using LinearKernel = void(const LinearProblem& problem, int64_t first, int64_t last, Output output, void* scratch);
 LinearKernel baseline_linear_kernel, avx2_linear_kernel, avx512_linear_kernel;
 
+struct Pairs;
+// Chunks [first, last) of a tile of pairs (pairs.h): writes the gradients that are asked for, and the sums of each chunk to
+// partials[sum * chunks + chunk].
+using PairsKernel = void(const Pairs& tile, int64_t first, int64_t last, double* partials);
+PairsKernel baseline_pairs_kernel, avx2_pairs_kernel, avx512_pairs_kernel;
+
 // The sum of partial[0 .. count) in the order that problem.h fixes; overwrites partial.
 double ordered_sum(double* partial, int64_t count);
 
@@ -50,6 +56,7 @@ struct Isa {
   ChunkKernel* kernel;
   bool (*supported)();
   LinearKernel* linear;
+  PairsKernel* pairs;
 };
 constexpr int kMaxIsas = 3;
 FL_API extern const Isa isas[kMaxIsas];  // fastest first; a null kernel: not built

@@ -1,5 +1,6 @@
 // How a kernel reads an operand that is broadcast or of another type: row by row of kLanes elements, converted into a
-// buffer that stays in the first-level cache, so that nothing is ever expanded or converted in memory.
+// buffer that stays in the first-level cache, so that nothing is ever expanded or converted in memory. And how it
+// writes a result of another type.
 #pragma once
 #include "simd.h"
 
@@ -55,6 +56,21 @@ void read(const Operand& operand, int64_t start, int64_t count, C* out) {
       return convert(static_cast<const int32_t*>(operand.data), start, count, out);
     case DType::kInt64:
       return convert(static_cast<const int64_t*>(operand.data), start, count, out);
+  }
+}
+
+// Writes a row of C into an output of another type.
+template <class C>
+FL_CALLED void write(const C* values, int64_t count, DType dtype, void* out, int64_t begin) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return convert(values, 0, count, static_cast<double*>(out) + begin);
+    case DType::kFloat16:
+      return convert(values, 0, count, static_cast<Half*>(out) + begin);
+    case DType::kBFloat16:
+      return convert(values, 0, count, static_cast<BFloat16*>(out) + begin);
+    default:
+      return convert(values, 0, count, static_cast<float*>(out) + begin);
   }
 }
 
