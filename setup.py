@@ -136,7 +136,7 @@ class BuildLibraries(BuildExtension):
         super().build_extension(extension)
 
     def _add_cuda(self, extension: setuptools.Extension) -> None:
-        """The kernels' object files; and libtorch_cuda.so as something that is loaded before, whatever torch is here."""
+        """The kernels' object files; and libtorch_cuda.so as what is loaded before, whatever torch is here."""
         folder = Path(self.build_temp).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         for source in sources("csrc/cuda/*.cu"):

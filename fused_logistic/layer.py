@@ -113,7 +113,7 @@ class _Tiled:
             self.losses = self.empty(m.rows, m.labels, dtype)
         elif m.grad_output is None:
             self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        # The losses are divided by count where it is there, else multiplied by the scale; gradients too, where not late.
+        # Losses are divided by count where it is there, else multiplied by the scale; so are gradients, but late ones.
         self.count, self.scale = None, 1.0
         if layer.reduction == ops.MEAN and layer.mean_count is None:
             self.scale = 1 / (m.rows * m.labels) if m.rows * m.labels > 0 else math.inf
@@ -219,11 +219,9 @@ class _Tiled:
         """Adds the tile's losses to the sum, or stores them, and puts the gradient in the logits' place."""
         m = self.matrices
         if m.indices is not None:
-            crow_indices, col_indices = m.indices
-            return self.by_op(
-                logits, m.target, tile, bias_sum, narrowed(crow_indices, 0, tile.row, tile.rows + 1), col_indices
-            )
-        if m.positives is None:
+            of_rows = narrowed(m.indices[0], 0, tile.row, tile.rows + 1)
+            self.by_op(logits, m.target, tile, bias_sum, of_rows, m.indices[1])
+        elif m.positives is None:
             self.by_op(logits, tile.of(m.target), tile, None if self.is_cpu else bias_sum)
         else:
             index = tile.row // self.tile_rows + tile.label // self.tile_labels * self.tiles_along_rows

@@ -16,11 +16,13 @@ const char* const kOp = "bce_tile_";
 class TensorTile {
  public:
   explicit TensorTile(const Tensor& logits) : logits_(logits) {
-    require(logits.dim() == 2 && logits.numel() > 0 && is_floating(logits.scalar_type()), kOp,
-            "logits are no whole matrix");
+    require(logits.dim() == 2 && logits.numel() > 0 && is_floating(logits.scalar_type()), kOp, "logits are no matrix");
     launch.rows = logits.size(0);
     launch.columns = logits.size(1);
     launch.problem.numel = launch.rows * launch.columns;
+    launch.problem.logits = {logits.const_data_ptr(), dtype_of(logits.scalar_type()), 1,
+                             0};  // one is no constant either
+    launch.lies.logits = lie_of(launch.problem.logits, logits.stride(0), launch.columns == 1 ? 1 : logits.stride(1));
   }
 
   void operand(Operand& operand, Lie& lie, const OptionalTensor& matrix) const {
@@ -41,7 +43,7 @@ class TensorTile {
             kOp, "logits or losses are no matrix of rows");
     launch.problem.out = matrix.mutable_data_ptr();
     launch.problem.out_dtype = dtype_of(matrix.scalar_type());
-    launch.lies.out = lie_of({launch.problem.out, launch.problem.out_dtype, 1, 2}, matrix.stride(0), 1);
+    launch.lies.out = lie_of({launch.problem.out, launch.problem.out_dtype, 1, 0}, matrix.stride(0), 1);
   }
 
   void sparse_target(const Tensor& values, const Tensor& crow_indices, const Tensor& col_indices, int64_t first) {
@@ -75,7 +77,6 @@ void tile_cuda(Tensor& logits, FL_TILE_OPERANDS, FL_OPTIONS) {
   const Output output = tile_output(losses, loss_sum, wants_grad);
   problem.options = FL_GIVEN_OPTIONS(kOp);
   require(!mask.has_value() || mask->scalar_type() == ScalarType::Bool, kOp, "mask is not bool");
-  on.operand(problem.logits, launch.lies.logits, logits);
   on.operand(problem.weight, launch.lies.weight, weight);
   on.operand(problem.pos_weight, launch.lies.pos_weight, pos_weight);
   on.operand(problem.mask, launch.lies.mask, mask);

@@ -38,7 +38,7 @@ constexpr int64_t kTileBlocks = 4096;  // as many as keep a GPU busy, if there a
 static_assert(kTileGroup * kPerThread <= 32, "a group has no more losses than its q has room for");
 
 struct TileLaunch {
-  // Its operands have no `inner`, and a `size` of 1 if they are constant, else of anything else. out: null, or where the
+  // Its operands have no `inner`, and a `size` of 1 if they are constant; logits never are. out: null, or where the
   // gradient (the logits' place) or the losses go.
   Problem problem;
   int64_t rows, columns;
