@@ -29,7 +29,7 @@ _NARROW = 1024  # products with a narrower side are slow
 # On the CPU 8 MiB, which the last-level cache holds, took up to 15 % less time than 32 MiB with few features, and as
 # much with 512, over shapes from 64 x 1,000,000 to 65,536 x 1,000. A GPU wants work for all of it in each product.
 _CPU_BYTES, _BYTES = 8 << 20, 256 << 20
-_ALIGNED = 64  # labels: rows of a tile on a GPU are vectors, which its products like too
+_ALIGNED = 64  # labels of a tile on a GPU, where they are cut
 _LARGE = 1 << 20  # of fewer bytes (csrc/cpu/memory.h) ops.empty would be torch.empty, some microseconds later
 
 
@@ -114,13 +114,12 @@ class _Tiled:
         elif m.grad_output is None:
             self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         # Losses are divided by count where it is there, else multiplied by the scale; so are gradients, but late ones.
-        self.count, self.scale = None, 1.0
-        if layer.reduction == ops.MEAN and layer.mean_count is None:
+        self.count = layer.mean_count if layer.reduction == ops.MEAN else None
+        self.scale = 1.0
+        if self.count is not None and self.is_cpu:  # nobody waits for a device to tell it
+            self.scale, self.count = self.count.reciprocal().item(), None
+        elif self.count is None and layer.reduction == ops.MEAN:
             self.scale = 1 / (m.rows * m.labels) if m.rows * m.labels > 0 else math.inf
-        elif layer.reduction == ops.MEAN and self.is_cpu:
-            self.scale = layer.mean_count.reciprocal().item()
-        elif layer.reduction == ops.MEAN:
-            self.count = layer.mean_count  # nobody waits for a device to tell it
 
         if m.positives is not None:
             self.background = m.target.new_zeros(1, 1)  # the target of all that is not positive
@@ -129,8 +128,7 @@ class _Tiled:
                 m.weight = torch.ones(1, 1, device=self.device)
             self.first_positives = self.sort_by_tile(m.positives)
 
-        aligned = self.tile_labels if self.is_cpu else -(-self.tile_labels // _ALIGNED) * _ALIGNED
-        self.logits = self.empty(self.tile_rows, aligned, self.tile_dtype)
+        self.logits = self.empty(self.tile_rows, self.padded(self.tile_labels), self.tile_dtype)
         self.grad_input, self.grad_weight, self.grad_bias = (layer.input.new_empty(0) for _ in range(3))
         if output_mask[0]:
             self.grad_input = self.empty(m.rows, m.features, self.sum_dtype(self.tiles_along_labels))
@@ -145,6 +143,10 @@ class _Tiled:
         if self.is_cpu and rows * columns * dtype.itemsize >= _LARGE:
             return ops.call(ops.empty, [rows, columns], dtype)
         return torch.empty(rows, columns, dtype=dtype, device=self.device)
+
+    def padded(self, labels: int) -> int:
+        """How long a row of a tile is: of vectors on a GPU, whose products like that too; but of a few labels alone."""
+        return labels if self.is_cpu or labels < _ALIGNED or labels % 4 == 0 else -(-labels // 8) * 8
 
     def sum_dtype(self, products: int) -> torch.dtype:
         """Where several tiles' products add up, 16-bit dtypes are added up in fp32: each product is rounded once."""
@@ -193,11 +195,10 @@ class _Tiled:
                 bias_sum = grad_bias.float()  # zeros, as it is
         for row in range(0, m.rows, self.tile_rows):
             tile = _Tile(row, min(self.tile_rows, m.rows - row), label, labels)
-            logits = self.logits
-            if logits.shape != (tile.rows, tile.labels) and self.is_cpu:
-                logits = logits.view(-1)[: tile.rows * tile.labels].view(tile.rows, tile.labels)
-            elif logits.shape != (tile.rows, tile.labels):
-                logits = narrowed(narrowed(logits, 0, 0, tile.rows), 1, 0, tile.labels)
+            logits, padded = self.logits, self.padded(labels)
+            if logits.shape != (tile.rows, padded):
+                logits = logits.view(-1)[: tile.rows * padded].view(tile.rows, padded)
+            logits = narrowed(logits, 1, 0, labels)
             input = narrowed(m.input, 0, row, tile.rows).to(self.tile_dtype)
             if bias is None:
                 torch.mm(input, linear_weight.t(), out=logits)

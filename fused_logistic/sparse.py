@@ -34,8 +34,8 @@ def linear_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
 
 
 def _has_values(tensor: Tensor) -> bool:
-    """Whether Python can look at them and waits for no device: not while a graph is captured, in a batch of vmap or in a
-    fake tensor."""
+    """Whether Python can look at them and waits for no device: not while a graph is captured, in a batch of vmap or in
+    a fake tensor."""
     if not tensor.is_cpu or torch.compiler.is_compiling() or type(tensor) is not Tensor or tensor.is_meta:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -164,8 +164,8 @@ def sparse(rows, labels, number, dtype, seed=0):
 @pytest.mark.parametrize("target_dtype", [torch.float32, torch.bool, torch.int64, torch.float64], ids=name)
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 def test_sparse(kernels, dtype, target_dtype):
-    """Some rows and groups with positives and some without, of a part of the matrix; the bits of the dense target, those
-    of the sum too."""
+    """Some rows and groups with positives and some without, of a part of the matrix; the bits of the dense target, also
+    of the sum."""
     for turn, (rows, columns, number) in enumerate([(20, 520, 40), (19, 37, 200), (9, 12, 0), (70, 16, 3)]):
         first, labels = 5 * turn, columns + 5 * turn + 3
         (values, crow, col), dense = sparse(rows + 2, labels, number, target_dtype, turn)
