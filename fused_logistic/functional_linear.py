@@ -123,8 +123,8 @@ def linear_binary_cross_entropy(
     Raises:
         TypeError: an argument is not a tensor, or ``linear_weight`` or ``linear_bias`` is not of the input's dtype, or
             ``mask`` is not bool.
-        ValueError: a shape, layout, ``reduction``, ``label_smoothing`` or ``chunk_bytes`` that does not fit; indices of a
-            sparse target that are out of range (on a GPU, which nobody waits for, an assertion of the device).
+        ValueError: a shape, layout, ``reduction``, ``label_smoothing`` or ``chunk_bytes`` that does not fit; indices of
+            a sparse target that are out of range (on a GPU, which nobody waits for, an assertion of the device).
         RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast; tensors on different devices.
         NotImplementedError: a dtype that is not supported; a sparse input that requires a gradient.
 
