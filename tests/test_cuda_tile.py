@@ -7,72 +7,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import same_bits
-from cuda_kernels import CSRC, FLOATS, Output, load, make_logits, make_target, name, unexecuted
+from cuda_kernels import CSRC, FLOATS, Output, cancelling, load, make_logits, make_target, name, unexecuted
 from cuda_kernels import on_cpu as loss_on_cpu
-from tile_kernels import on_cpu, run
+from tile_kernels import added_blocks, added_lines, compare, finish, on_cpu, run, sparse, summed_losses
 
 
 @pytest.fixture(scope="module")
 def kernels():
     return load(80, CSRC / "cuda" / "tile.cu")
-
-
-def column_sums(grad: torch.Tensor, plan) -> torch.Tensor:
-    """The sums of the columns of a gradient that is not rounded (of the arithmetic's type), in the kernels' order."""
-    strips = 128 >> plan.shift
-    blocks = []
-    for row in range(0, len(grad), plan.strip_rows * strips):
-        of_strips = []
-        for strip in range(strips):
-            part = grad[row + strip * plan.strip_rows :][: plan.strip_rows]
-            total = torch.zeros_like(grad[0])
-            for line in part:
-                total = total + line
-            of_strips.append(total)
-        total = of_strips[0]
-        for other in of_strips[1:]:
-            total = total + other
-        blocks.append(total.double())
-    lines = [torch.zeros_like(blocks[0]) for _ in range(32)]
-    for i, block in enumerate(blocks):
-        lines[i % 32] = lines[i % 32] + block
-    total = lines[0]
-    for line in lines[1:]:
-        total = total + line
-    return total
-
-
-def compare(kernels, output, logits, target, *, dense=None, bias=True, **options):
-    """Elements by their bits; columns' sums too, where gradients are not rounded; losses to what their order allows:
-    some ulp of fp64, or of the fp32 that 32 of them share."""
-    wants_bias = bias and output in (Output.LossSumAndGrad, Output.GradLogits)
-    is_double = torch.float64 in (logits.dtype, (target[0] if isinstance(target, tuple) else target).dtype)
-    sums = torch.rand(logits.shape[1], dtype=torch.float64 if is_double else torch.float32) if wants_bias else None
-    result = run(kernels, output, logits, target, bias=sums, loss=1.5, **options)
-    given = {
-        k: v for k, v in options.items() if k not in ("padding", "shift", "schedule", "seed", "first_column", "count")
-    }
-    if options.get("count") is not None:
-        given["scale"] = 1 / options["count"].item()
-    dense = target if dense is None else dense
-    if output != Output.LossSum:
-        expected = on_cpu(output, logits, dense, **given)
-        assert same_bits(result.out, expected)
-    if wants_bias and expected.dtype == (torch.float64 if is_double else torch.float32):
-        exact = sums.double() + column_sums(expected, result.plan)
-        assert same_bits(result.bias, exact.to(sums.dtype))
-    elif wants_bias:  # each summand rounded to 16 bits in what is compared with
-        bound = torch.finfo(expected.dtype).eps * expected.double().abs().sum(0) + 1e-6
-        assert ((result.bias - sums).double() - expected.double().sum(0)).abs().le(bound).all()
-    if result.sum is not None:
-        given.pop("grad_output", None), given.pop("scale", None)
-        losses = on_cpu(Output.Loss, logits, dense, **given, losses_dtype=torch.float64).double()
-        error = abs(result.sum - 1.5 - losses.sum())
-        assert error <= (1e-15 * losses.numel() if is_double else 2.0**-20) * (losses.abs().sum() + 1.5), (
-            result.sum,
-            losses.sum(),
-        )
-    return result
 
 
 TARGETS = [None, torch.bool, torch.int64, torch.float32, torch.float64, torch.int16]
@@ -150,17 +92,6 @@ def test_outputs(kernels, dtype, gamma):
     compare(kernels, Output.LossSum, logits, target, **options)
 
 
-def sparse(rows, labels, number, dtype, seed=0):
-    """(values, crow_indices, col_indices) whose columns rise, and the dense target."""
-    generator = torch.Generator().manual_seed(seed)
-    place = torch.randperm(rows * labels, generator=generator)[:number].sort().values
-    values = make_target((number,), dtype, seed)
-    crow = torch.searchsorted(place, torch.arange(rows + 1) * labels)
-    dense = torch.zeros(rows * labels, dtype=dtype)
-    dense[place] = values
-    return (values, crow, place % labels), dense.view(rows, labels)
-
-
 @pytest.mark.parametrize(
     "dtype,target_dtype",
     [
@@ -200,6 +131,37 @@ def test_sparse(kernels, dtype, target_dtype):
         compare(kernels, Output.Loss, logits, tile, dense=dense, first_column=first)
 
 
+@pytest.mark.parametrize("rows,columns", [(30, 2), (1050, 3), (33, 40), (20, 530)])
+def test_order_of_losses(kernels, rows, columns):
+    """Losses that nearly cancel, whose sum is made of rounding errors; by strips as tile_plan has them."""
+    logits, target = (matrix.view(rows, columns) for matrix in cancelling(rows * columns))
+    options = {"weight": torch.ones(1, 1)}
+    result = run(kernels, Output.LossSumAndGrad, logits, target, **options)
+    assert result.sum == summed_losses(on_cpu(Output.Loss, logits, target, **options), result.plan)
+
+
+@pytest.mark.parametrize("target_dtype", [torch.int8, torch.int32, torch.uint8], ids=name)
+def test_many_positives(kernels, target_dtype):
+    """More than a block has threads, in each row; and a dense target of a type that is rare."""
+    logits = make_logits((3, 520), torch.float64 if target_dtype == torch.int8 else torch.float32)
+    tile, dense = sparse(3, 520, 1400, target_dtype)
+    compare(kernels, Output.LossSumAndGrad, logits, tile, dense=dense, label_smoothing=0.1)
+    compare(kernels, Output.GradLogits, logits[:, :9], dense[:, :9], grad_output=torch.rand(1, 9))
+
+
+@pytest.mark.parametrize("bias_dtype", [torch.float64, torch.float32], ids=name)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)
+def test_finish(kernels, dtype, bias_dtype):
+    """What the blocks have, added in the order of csrc/cuda/tile.cuh to what was there."""
+    generator = torch.Generator().manual_seed(0)
+    losses = torch.randn(2100, generator=generator, dtype=torch.float64)
+    columns = torch.randn(70, 41, generator=generator, dtype=dtype)
+    start = torch.randn(41, generator=generator, dtype=bias_dtype)
+    loss, bias = finish(kernels, losses, 0.5, columns, start)
+    assert loss == 0.5 + added_blocks(losses)
+    assert same_bits(bias, (start.double() + added_lines(columns)).to(bias_dtype))
+
+
 def test_losses_that_are_large(kernels):
     """Whose sum is not finite in fp32; NaN and infinity stay what they are."""
     logits, target = torch.full((20, 40), 3e38), torch.zeros(20, 40)
@@ -215,9 +177,9 @@ def test_losses_that_are_large(kernels):
 
 
 def test_coverage(kernels, request):
-    """As for the kernels of the losses."""
+    """Every kernel was launched, and every kind of instruction of every line of tile.cuh executed in one of them."""
     options = request.config
     if options.getoption("keyword") or any("::" in argument for argument in options.args):
         pytest.skip("only some tests of this file were asked for")
-    missed = [text for text in unexecuted(kernels) if "finish_kernel" not in text]
+    missed = [text for text in unexecuted(kernels) if "tile.cuh" in text or "tile_kernel" in text]
     assert not missed, "\n" + "\n".join(missed)

@@ -6,8 +6,8 @@ import ctypes
 
 import numpy as np
 import torch
-from conftest import grad_arguments, loss_arguments
-from cuda_kernels import CODES, CPP, LOSSES, Operand, Options, Output, Problem, Result, Terms
+from conftest import grad_arguments, loss_arguments, same_bits
+from cuda_kernels import CODES, CPP, LOSSES, Operand, Options, Output, Problem, Result, Terms, make_target
 from ptx import Memory
 
 from fused_logistic import _C
@@ -160,7 +160,7 @@ def run(
     if launch.loss_sum or launch.bias_sum:
         finish = module[f"finish_tile_kernel<{'double' if is_double else 'float'}>"]
         result.stats.append(finish.launch(plan["finish_grid"], _C.LANES, [bytes(launch)], **settings))
-    assert not any(stats.warnings for stats in result.stats)
+    assert not any(stats.warnings for stats in result.stats), [stats.warnings for stats in result.stats]
     result.plan = launch
     if launch.loss_sum:
         result.sum = torch.from_numpy(total.read()).reshape(())
@@ -202,3 +202,120 @@ def on_cpu(output, logits, target, weight=None, pos_weight=None, mask=None, grad
     factor = torch.full((), scale, dtype=dtype)
     factor = factor if grad_output is None else factor * grad_output.to(dtype)
     return ops.bce_backward(factor, *grad_arguments(*shared, 2, *options, 0, *focal))
+
+
+def finish(module, losses, loss: float, columns, bias):
+    """The loss and the bias's gradient after the blocks' sums of them have been added, by finish_tile_kernel."""
+    memory = Memory()
+    is_double = columns.dtype == torch.float64
+    total, sums = memory.array(np.array([loss])), memory.array(bias.numpy().copy())
+    launch = TileLaunch(columns=columns.shape[1], row_blocks=len(columns), column_blocks=len(losses) // len(columns))
+    launch.loss_sum, launch.bias_sum, launch.bias_dtype = total.addr, sums.addr, CODES[bias.dtype]
+    launch.loss_sums = memory.array(losses.numpy(), readonly=True).addr
+    launch.column_sums = memory.array(columns.numpy(), readonly=True).addr
+    kernel = module[f"finish_tile_kernel<{'double' if is_double else 'float'}>"]
+    kernel.launch(1 + -(-columns.shape[1] // 32), _C.LANES, [bytes(launch)], mem=memory)
+    return total.read()[0], torch.from_numpy(sums.read())
+
+
+# ---- The comparison with the CPU -----------------------------------------------------------------------------------
+
+
+def column_sums(grad: torch.Tensor, plan) -> torch.Tensor:
+    """The sums of the columns of a gradient that is not rounded (of the arithmetic's type), in the kernels' order."""
+    strips = 128 >> plan.shift
+    blocks = []
+    for row in range(0, len(grad), plan.strip_rows * strips):
+        of_strips = []
+        for strip in range(strips):
+            part = grad[row + strip * plan.strip_rows :][: plan.strip_rows]
+            total = torch.zeros_like(grad[0])
+            for line in part:
+                total = total + line
+            of_strips.append(total)
+        total = of_strips[0]
+        for other in of_strips[1:]:
+            total = total + other
+        blocks.append(total)
+    return added_lines(torch.stack(blocks))
+
+
+def summed_losses(losses: torch.Tensor, plan) -> float:
+    """The sum of losses that are added one by one, as those with weights, in the kernels' order."""
+    width, strips, rows = 1 << plan.shift, 128 >> plan.shift, plan.strip_rows
+    padded = torch.zeros(plan.row_blocks * strips * rows, plan.column_blocks * width * 4, dtype=torch.float64)
+    padded[: losses.shape[0], : losses.shape[1]] = losses
+    # [row block, strip, row, column block, thread, column] -> sums of the columns of strips
+    parts = padded.view(plan.row_blocks, strips, rows, plan.column_blocks, width * 4).permute(2, 0, 3, 1, 4)
+    lanes = torch.zeros_like(parts[0])
+    for row in parts:
+        lanes = lanes + row
+    lanes = lanes.reshape(-1, 512)
+    while lanes.shape[1] > 1:
+        lanes = lanes[:, ::2] + lanes[:, 1::2]
+    return added_blocks(lanes[:, 0])
+
+
+def added_blocks(losses: torch.Tensor) -> float:
+    """The sum of what the blocks have of the loss."""
+    lanes = torch.zeros(1024, dtype=torch.float64)
+    for part in losses.split(1024):
+        lanes[: len(part)] += part
+    while len(lanes) > 1:
+        lanes = lanes[::2] + lanes[1::2]
+    return lanes.item()
+
+
+def added_lines(blocks: torch.Tensor) -> torch.Tensor:
+    """The sum of the blocks' columns, in fp64."""
+    lines = torch.zeros(32, blocks.shape[1], dtype=torch.float64)
+    for i, block in enumerate(blocks.double()):
+        lines[i % 32] += block
+    total = lines[0]
+    for line in lines[1:]:
+        total = total + line
+    return total
+
+
+def compare(kernels, output, logits, target, *, dense=None, bias=True, **options):
+    """Elements by their bits; columns' sums too, where gradients are not rounded; losses to what their order allows:
+    some ulp of fp64, or of the fp32 that 32 of them share."""
+    wants_bias = bias and output in (Output.LossSumAndGrad, Output.GradLogits)
+    is_double = torch.float64 in (logits.dtype, (target[0] if isinstance(target, tuple) else target).dtype)
+    sums = torch.rand(logits.shape[1], dtype=torch.float64 if is_double else torch.float32) if wants_bias else None
+    result = run(kernels, output, logits, target, bias=sums, loss=1.5, **options)
+    given = {
+        k: v for k, v in options.items() if k not in ("padding", "shift", "schedule", "seed", "first_column", "count")
+    }
+    if options.get("count") is not None:
+        given["scale"] = 1 / options["count"].item()
+    dense = target if dense is None else dense
+    if output != Output.LossSum:
+        expected = on_cpu(output, logits, dense, **given)
+        assert same_bits(result.out, expected)
+    if wants_bias and expected.dtype == (torch.float64 if is_double else torch.float32):
+        exact = sums.double() + column_sums(expected, result.plan)
+        assert same_bits(result.bias, exact.to(sums.dtype))
+    elif wants_bias:  # each summand rounded to 16 bits in what is compared with
+        bound = torch.finfo(expected.dtype).eps * expected.double().abs().sum(0) + 1e-6
+        assert ((result.bias - sums).double() - expected.double().sum(0)).abs().le(bound).all()
+    if result.sum is not None:
+        given.pop("grad_output", None), given.pop("scale", None)
+        losses = on_cpu(Output.Loss, logits, dense, **given, losses_dtype=torch.float64).double()
+        error = abs(result.sum - 1.5 - losses.sum())
+        assert error <= (1e-15 * losses.numel() if is_double else 2.0**-20) * (losses.abs().sum() + 1.5), (
+            result.sum,
+            losses.sum(),
+        )
+    return result
+
+
+def sparse(rows, labels, number, dtype, seed=0):
+    """(values, crow_indices, col_indices) whose columns rise, and the dense target."""
+    generator = torch.Generator().manual_seed(seed)
+    place = torch.randperm(rows * labels, generator=generator)[:number].sort().values
+    values = make_target((number,), dtype, seed)
+    crow = torch.searchsorted(place, torch.arange(rows + 1) * labels)
+    dense = torch.zeros(rows * labels, dtype=dtype)
+    dense[place] = values
+    return (values, crow, place % labels), dense.view(rows, labels)

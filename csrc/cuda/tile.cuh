@@ -89,7 +89,7 @@ template <class L, Terms kTerms, class T>
 constexpr Shape tile_shape() {
   if (!T::kTyped) return {1, 2};
   if (sizeof(typename T::C) == 8) return {1, 4};
-  return {has_options(kTerms) ? 1 : 2, has_weights(kTerms) ? 8 : 7};
+  return {1, kTerms == Terms::kOptions ? 7 : 8};
 }
 
 // kSparse: the target is sparse; in a General kernel it may be.
@@ -128,7 +128,11 @@ __global__ void __launch_bounds__(kTileThreads, (tile_shape<L, kTerms, T>().bloc
   bool has_positives = false;
   const auto read = [&](auto whole, int64_t row, int row_of_group, Elements<C>& of) {
     constexpr bool kWhole = decltype(whole)::value;
-    const auto load = [&](auto types, const Operand& operand, const Lie& lie, C value, C(&out)[N]) {
+    const auto load = [&](auto types, const Operand& operand, const Lie& lie, C value, C(&out)[N], auto full) {
+      if (kWhole && decltype(full)::value) {
+        return with_type(types, operand.dtype, operand.data,
+                         [&](auto* data) { load_pack(data + row * lie.row + column, out); });
+      }
       if (lie.reading == Reading::kConstant) {
 #pragma unroll
         for (int k = 0; k < N; ++k) out[k] = value;
@@ -144,9 +148,12 @@ __global__ void __launch_bounds__(kTileThreads, (tile_shape<L, kTerms, T>().bloc
         }
       });
     };
-    load(typename T::Logits{}, problem.logits, lies.logits, C(0), of.z);
+    // Loads that nothing depends on follow each other: a branch after one, to what it is converted in, would wait for it.
+    const std::true_type vectors;
+    [[maybe_unused]] const std::false_type any;
+    load(typename T::Logits{}, problem.logits, lies.logits, C(0), of.z, vectors);
     if (!sparse) {
-      load(typename T::Target{}, problem.target, lies.target, target, of.y);
+      load(typename T::Target{}, problem.target, lies.target, target, of.y, vectors);
     } else if (has_positives) {
       positives.read(row_of_group, of.y);
     } else {
@@ -154,12 +161,12 @@ __global__ void __launch_bounds__(kTileThreads, (tile_shape<L, kTerms, T>().bloc
       for (int k = 0; k < N; ++k) of.y[k] = 0;
     }
     if constexpr (has_weights(kTerms)) {
-      load(typename T::Factor{}, problem.pos_weight, lies.pos_weight, pos_weight, of.p);
-      load(typename T::Factor{}, problem.weight, lies.weight, weight, of.w);
+      load(typename T::Factor{}, problem.pos_weight, lies.pos_weight, pos_weight, of.p, any);
+      load(typename T::Factor{}, problem.weight, lies.weight, weight, of.w, any);
     }
-    if constexpr (has_options(kTerms)) load(typename T::Mask{}, problem.mask, lies.mask, mask, of.kept);
+    if constexpr (has_options(kTerms)) load(typename T::Mask{}, problem.mask, lies.mask, mask, of.kept, any);
     if constexpr (takes_grad_output(kOutput)) {
-      load(typename T::Factor{}, problem.grad_output, lies.grad_output, grad_output, of.factor);
+      load(typename T::Factor{}, problem.grad_output, lies.grad_output, grad_output, of.factor, any);
     }
 #pragma unroll
     for (int k = 0; k < N; ++k) of.factor[k] = takes_grad_output(kOutput) ? scale * of.factor[k] : scale;
@@ -185,19 +192,23 @@ __global__ void __launch_bounds__(kTileThreads, (tile_shape<L, kTerms, T>().bloc
       for (int k = 0; k < N; ++k) columns[k] += values[k];
     }
     if (problem.out == nullptr) return;
-    with_type(typename T::Logits{}, problem.out_dtype, problem.out, [&](auto* data) {
-      data += row * lies.out.row + column;
-      if (decltype(whole)::value && lies.out.reading == Reading::kFull) {
-        store_pack(data, values);
-      } else {
-        store_some(data, count, values);
-      }
-    });
+    // a gradient stands where the logits were
+    with_type(typename T::Logits{}, problem.out_dtype, kHasGrad ? const_cast<void*>(problem.logits.data) : problem.out,
+              [&](auto* data) {
+                data += row * (kHasGrad ? lies.logits : lies.out).row + column;
+                if constexpr (decltype(whole)::value) {
+                  store_pack(data, values);
+                } else {
+                  store_some(data, count, values);
+                }
+              });
   };
+  const auto is_full = [](const Lie& lie) { return lie.reading == Reading::kFull; };
+  const bool whole = T::kTyped && count == N && is_full(lies.logits) && (sparse || is_full(lies.target));
 #pragma unroll 1
   for (int64_t row = first_row; row < end_row; row += kTileGroup) {
     if (sparse) has_positives = positives.gather(launch, int(row - first_row) / kTileGroup, begin);
-    if (T::kTyped && count == N && row + kTileGroup <= end_row) {
+    if (whole && row + kTileGroup <= end_row) {
 #pragma unroll 1
       for (int i = 0; i < kTileGroup; i += kRows) {
         Elements<C> of[kRows];
