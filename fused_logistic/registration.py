@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, batching, checks, composite, composite_pairs, layer, ops, pairs
+from . import autograd, batching, checks, composite, composite_pairs, layer, ops, pairs, tiles
 from .ops import Layer
 
 # ---- Autograd --------------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def _with_autograd(
     return kernel
 
 
-_WRITTEN = {ops.bce_tile_: 2, ops.pairs_tile_: 3}  # so many of the first arguments; of others one
+_WRITTEN = {ops.bce_tile_: 4, ops.pairs_tile_: 3}  # so many of the first arguments; of others one
 
 
 def _without_autograd(op: Any) -> Callable[..., Any]:
@@ -232,6 +232,7 @@ def _register() -> None:
     for name in ("bce_backward_", "bce_tile_", "linear_bce_single", "pairs_tile_"):
         _library.impl(name, _without_autograd(getattr(ops, name)), "Autograd")
     _library.impl("bce_backward_", _made_again, "CompositeExplicitAutograd")
+    _library.impl("bce_tile_", tiles.bce_tile_, "CompositeExplicitAutograd")
     torch.library.register_fake("fused_logistic::bce_backward_", checks.bce_backward_)
     for op, rule in batching.RULES.items():
         torch.library.register_vmap(op, rule)

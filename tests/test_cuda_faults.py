@@ -234,12 +234,12 @@ def plant(csrc, function: str, edit: Edit) -> None:
     file.write_text(text[:start] + edit.after + text[end:])
 
 
-def build(folder, kernels, function="", edits=()):
+def build(folder, kernels, function="", edits=(), header="kernels.cuh"):
     """The kernels as they are, or with one fault."""
     shutil.copytree(CSRC, folder / "csrc")
     source = folder / "csrc" / "faulty.cu"
-    header = "pairs" if kernels is PAIRS else "kernels"
-    source.write_text(f'#include "cuda/{header}.cuh"\nnamespace fused_logistic {{{kernels}}}\n')
+    header = "pairs.cuh" if kernels is PAIRS else header
+    source.write_text(f'#include "cuda/{header}"\nnamespace fused_logistic {{{kernels}}}\n')
     for edit in edits:
         plant(folder / "csrc", function, edit)
     return load(80, source, cache=folder)
