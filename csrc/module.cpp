@@ -9,7 +9,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
-#include "cuda/plan.h"
+#include "cuda/single_plan.h"
 #include "logistic.h"
 
 namespace py = pybind11;
@@ -47,6 +47,24 @@ py::dict cuda_plan(const std::string& bytes, int output) {
                   py::arg("layouts") = py::bytes(reinterpret_cast<const char*>(&layouts), sizeof(layouts)));
 }
 
+// Likewise: a SingleLaunch whose problem is set, and what comes back has its plan.
+py::dict single_plan(const std::string& bytes, bool wants_grad_weight, int64_t half, int64_t most) {
+  SingleLaunch launch;
+  if (bytes.size() != sizeof(launch)) {
+    throw std::invalid_argument("single_plan: expected a SingleLaunch of " + std::to_string(sizeof(launch)) +
+                                " bytes, got " + std::to_string(bytes.size()));
+  }
+  std::memcpy(&launch, bytes.data(), sizeof(launch));
+  launch.problem.rows_per_part =
+      rows_per_part(launch.problem.loss.numel, launch.problem.features, size_of(launch.problem.input_dtype));
+  const SinglePlan& p = launch.plan = plan_single(launch.problem, wants_grad_weight, half, most);
+  return py::dict(py::arg("launch") = py::bytes(reinterpret_cast<const char*>(&launch), sizeof(launch)),
+                  py::arg("block") = kSingleThreads, py::arg("grid") = p.parts, py::arg("shared") = p.shared_bytes,
+                  py::arg("vectors") = p.vectors, py::arg("chunk_bytes") = p.chunk_bytes,
+                  py::arg("tile_rows") = p.tile_rows, py::arg("scratch") = p.scratch,
+                  py::arg("workspace") = p.workspace);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -62,6 +80,13 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cuda_plan", [](const py::bytes& problem, int output) { return cuda_plan(problem, output); }, py::arg("problem"),
       py::arg("output"), "The launch of a CUDA kernel (cuda/plan.h).");
+  m.def(
+      "single_plan",
+      [](const py::bytes& launch, bool wants_grad_weight, int64_t half, int64_t most) {
+        return single_plan(launch, wants_grad_weight, half, most);
+      },
+      py::arg("launch"), py::arg("wants_grad_weight"), py::arg("half"), py::arg("most"),
+      "The launch of the CUDA kernel for a layer with one output (cuda/single_plan.h).");
   m.attr("CHUNK") = kChunk;
   m.attr("LANES") = kLanes;
   m.attr("COMPILER") = __VERSION__;
