@@ -113,22 +113,29 @@ def test_options(kernels, turn):
 
 @pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=name)
 def test_losses_in_fp64_of_logits_in_fp32(kernels, dtype):
-    arguments, infinite = layer(20, 40, dtype, float64), torch.tensor([torch.inf, 2, 0, torch.inf]).repeat(5)
+    x, w, b, y = layer(20, 40, dtype, float64)
+    inf = torch.inf
+    weights = {
+        "weight": torch.tensor([inf, 2, 0, inf, 2]).repeat(4),
+        "pos_weight": torch.tensor([0, inf, inf, 2]).repeat(5),
+    }
     for shared in ({}, {"shared": NOTHING}):
-        agree(kernels, *arguments, dtype=float64, **shared)
-        agree(kernels, *arguments, dtype=float64, weight=infinite, pos_weight=infinite.flip(0), **shared)
+        agree(kernels, x, w, b, y, dtype=float64, **shared)
+        agree(kernels, x, w, b, y.round(), dtype=float64, **weights, **shared)
+        agree(kernels, x, w, b, y.round(), grad_output=torch.tensor(0.3, dtype=dtype), **weights, **shared)
 
 
-@pytest.mark.parametrize("rows,features,dtype", [(70, 6, float64), (70, 6, float32), (3, 1100, float32)], ids=name)
+@pytest.mark.parametrize("rows,features,dtype", [(70, 6, float64), (70, 6, float32), (5, 1100, float32)], ids=name)
 def test_plain_outputs(kernels, rows, features, dtype):
     arguments = layer(rows, features, dtype)
     for options in (
-        {"reduction": ops.NONE, "wanted": (False,) * 3},
-        {"wanted": (False,) * 3},
+        *({"reduction": ops.NONE, "wanted": (False,) * 3, "dtype": kind} for kind in FLOATS),
+        {"wanted": (False,) * 3, "shared": (200 << 10,) * 2},
+        {"shared": (200 << 10,) * 2},
         {"grad_output": torch.randn(rows).to(dtype), "reduction": ops.NONE},
         {"weight": torch.rand(rows)},
     ):
-        agree(kernels, *arguments, dtype=dtype, **options)
+        agree(kernels, *arguments, **options)
 
 
 OPERANDS = [*FLOATS, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]

@@ -58,7 +58,7 @@ inline SinglePlan plan_single(const LinearProblem& problem, bool wants_grad_weig
   if (size == 2 && row % 128 == 0) row += 64;  // so that neighbouring rows lie in other banks
   const int64_t sums = padded(features) * (dot_size + int64_t(sizeof(double))), taken = sums + kStaticShared;
   if (features > 0 && features <= kMaxVectors * kColumns * kSumThreads && taken + kStages * row <= most) {
-    const int64_t fitting = (half - taken) / (kStages * row), wanted = (16 << 10) / row;
+    const int64_t fitting = (half - taken) / (kStages * row), wanted = (16 << 10) / row < 4 ? 4 : (16 << 10) / row;
     tile_rows = fitting < wanted ? fitting : wanted;
     tile_rows = tile_rows < 1 ? 1 : tile_rows > kMaxTileRows ? kMaxTileRows : tile_rows;
     // a kernel less for fp64 losses of other logits, which are rare
