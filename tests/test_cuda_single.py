@@ -14,7 +14,6 @@ from fused_logistic import ops
 SAMPLE = Path(__file__).with_name("cuda_single_sample.cu")
 NOTHING = (0, 0)  # shared memory that holds no tile: rows stay where they are
 float64, float32, float16, bfloat16 = FLOATS
-WIDE = (True, True, True)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +51,7 @@ SIZES = [
 
 @pytest.mark.parametrize("rows,features,dtype", SIZES, ids=name)
 def test_sizes(kernels, rows, features, dtype):
-    for reduction in (ops.MEAN, ops.SUM)[: 1 + (rows * features < 300)]:
-        agree(kernels, *layer(rows, features, dtype), reduction=reduction, dtype=dtype)
+    agree(kernels, *layer(rows, features, dtype), dtype=dtype)
 
 
 @pytest.mark.parametrize("shared", [SMALL, NOTHING], ids=["small", "none"])
@@ -154,16 +152,19 @@ def test_every_type_of_operand(kernels, dtype, turn):
 
 @pytest.mark.parametrize("wanted", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)], ids=str)
 def test_what_is_asked_for(kernels, wanted):
-    arguments = layer(12, 9, float32)
-    agree(kernels, *arguments, wanted=[bool(x) for x in wanted])
-    agree(kernels, arguments[0], arguments[1], None, arguments[3], wanted=[bool(x) for x in wanted], dtype=bfloat16)
+    arguments = list(layer(12, 9, float32))
+    arguments[2] = arguments[2] if wanted[0] else None
+    agree(kernels, *arguments, wanted=[bool(x) for x in wanted], reduction=ops.SUM, dtype=bfloat16)
 
 
-@pytest.mark.parametrize("shared", [{}, {"shared": NOTHING}], ids=["tiles", "rows"])
-@pytest.mark.parametrize("schedule", ["serial", "reverse", "random"])
+@pytest.mark.parametrize(
+    "schedule,shared", [("serial", {}), ("reverse", {}), ("random", {}), ("random", {"shared": NOTHING})], ids=name
+)
 def test_same_bits_for_every_schedule(kernels, schedule, shared):
     """Three tiles and more, so that all of the pipeline is at work; what it hands on is never read too early."""
-    agree(kernels, *layer(20, 1000, float32), dtype=float64, schedule=schedule, seed=1, **shared)
+    x, *others = layer(12, 1000, float32)
+    x = 10 ** (12 * torch.rand(12, 1)) * x  # so that the order of sums shows
+    agree(kernels, x, *others, dtype=float64, schedule=schedule, seed=1, **shared)
 
 
 @pytest.mark.parametrize("dtype", [float32, float64, bfloat16], ids=name)

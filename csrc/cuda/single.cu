@@ -41,6 +41,8 @@ void launch_single(const SingleLaunch& launch, cudaStream_t stream) {
   const Kernel chosen = kernel(launch);
   if (plan.shared_bytes > 0) {  // else an error, which the launch would meet too
     cudaFuncSetAttribute(chosen, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
+    // else there may be room for one block alone
+    cudaFuncSetAttribute(chosen, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   }
   chosen<<<unsigned(plan.parts), unsigned(kSingleThreads), size_t(plan.shared_bytes), stream>>>(launch);
 }
