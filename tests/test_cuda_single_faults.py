@@ -24,18 +24,15 @@ FAULTS = {
     # rows and columns
     "the last tile taken for a whole one": fault("single_kernel", "return left < plan.tile_rows ? left :", "return"),
     "more than a row copied": fault("single_kernel", "left < kBytes ? left : kBytes", "kBytes"),
-    "the rows of another part": fault("single_kernel", "begin = part *", "begin = (part + 0 * part == 1 ? 0 : part) *"),
     "a gradient beyond its row": fault("single_kernel", "if (plan.whole_out)", "if (true)"),
     # sums
     "another order of the lanes": fault(
         "single_kernel", "half = kLanesOfRow / 2; half >= 1; half /= 2", "half = 1; half < kLanesOfRow; half *= 2"
     ),
     "another order of the parts": fault("single_sums_kernel", "from[part *", "from[(launch.plan.parts - 1 - part) *"),
-    "the bias left out": fault("single_kernel", "+ bias", ""),
     "the weight's gradient never flushed": fault("single_kernel", "int(plan.flush_rows) - pending", "1 << 20"),
     # losses
     "a gradient that is not scaled": fault("single_kernel", ": handed.scale", ": C(1)"),
-    "a weight for the mask": fault("single_kernel", "operand(Shared::kMask)", "operand(Shared::kWeight)"),
     "the count not looked at": fault("single_sums_kernel", "launch.count != nullptr ? *launch.count :", ""),
 }
 
