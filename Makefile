@@ -85,7 +85,7 @@ ptx: $(STAMPS)/dev $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests o
 	@$(RUN) tools/ptx/run_tests.py $(PYTEST_ARGS)
 
 # the planted faults: `make test` runs these tests, and they do not depend on torch
-NOT_OF_TORCH := --ignore=tests/test_cuda_faults.py
+NOT_OF_TORCH := --ignore=tests/test_cuda_faults.py --ignore=tests/test_cuda_single_faults.py
 
 # ninja has compiled what `make build` needed, and compiles only what is missing. The wheel's libraries are those in fused_logistic/.
 wheel: $(STAMPS)/build  ## the wheel of what `make build` built, in dist/

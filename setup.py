@@ -6,7 +6,6 @@
 """
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,11 +100,11 @@ def cuda_archs() -> list[str]:
     return [*archs[:-1], archs[-1] + "+PTX"]
 
 
-def nvcc_command(source: str, archs: list[str], target: str) -> list[str]:
+def nvcc_command(source: str, archs: list[str], target: Path) -> list[str]:
     # One architecture after the other takes minutes. 0: as many at a time as there are CPUs
-    command = [str(NVCC), "-c", source, "-o", target, f"--threads={os.environ.get('MAX_JOBS') or 0}"]
+    command = [str(NVCC), "-c", source, "-o", str(target), f"--threads={os.environ.get('MAX_JOBS') or 0}"]
     command += ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-fmad=false"]
-    command += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    command += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-MMD", "-MF", str(target.with_suffix(".d"))]
     for arch in archs:
         number = arch.removesuffix("+PTX").replace(".", "")
         command.append(f"-gencode=arch=compute_{number},code=sm_{number}")
@@ -114,10 +113,13 @@ def nvcc_command(source: str, archs: list[str], target: str) -> list[str]:
     return command
 
 
-def included(path: Path) -> set[Path]:
-    """The file and what of ours it includes."""
-    names = re.findall(r'^#include "(.*)"', path.read_text(), re.MULTILINE)
-    return {path}.union(*(included((path.parent / name).resolve()) for name in names))
+def is_made(target: Path, command: list[str], command_file: Path) -> bool:
+    """Whether the object file is what this command would make of its source and headers."""
+    listed = target.with_suffix(".d")
+    if not (target.exists() and listed.exists() and command_file.exists() and command_file.read_text() == str(command)):
+        return False
+    files = listed.read_text().replace("\\\n", " ").partition(" : ")[2].split()
+    return all(os.path.exists(file) and os.path.getmtime(file) < target.stat().st_mtime for file in files)
 
 
 class BuildLibraries(BuildExtension):
@@ -136,34 +138,25 @@ class BuildLibraries(BuildExtension):
         super().build_extension(extension)
 
     def _add_cuda(self, extension: setuptools.Extension) -> None:
-        """The kernels' object files; and libtorch_cuda.so as what is loaded before, whatever torch is here."""
+        """The kernels; and libtorch_cuda.so as something that is loaded before, whatever torch is here."""
         folder = Path(self.build_temp).absolute()
         folder.mkdir(parents=True, exist_ok=True)
+        objects = []
         for source in sources("csrc/cuda/*.cu"):
-            kernels = folder / f"{Path(source).name}.o"
-            self._compile(source, kernels)
-            extension.extra_objects.append(str(kernels))
+            target = folder / f"{Path(source).name}.o"
+            command, command_file = nvcc_command(source, cuda_archs(), target), target.with_suffix(".command")
+            if not is_made(target, command, command_file):
+                print(" ".join(command), flush=True)
+                command_file.unlink(missing_ok=True)  # what is cut off now is not taken for whole later
+                subprocess.run(command, check=True)
+                command_file.write_text(str(command))
+            objects.append(str(target))
         stub = folder / "libtorch_cuda.so"
         empty = [os.environ.get("CXX", "c++"), "-shared", "-x", "c", "/dev/null", "-o", stub]
         subprocess.run([*empty, "-Wl,-soname,libtorch_cuda.so"], check=True)
         cudart = cuda_runtime()
         needed = ["-Wl,--no-as-needed", str(stub), "-Wl,--as-needed"]
-        extension.extra_objects += [str(cudart), *needed]
-
-    def _compile(self, source: str, kernels: Path) -> None:
-        """Where something has changed."""
-        command, command_file = nvcc_command(source, cuda_archs(), str(kernels)), kernels.with_suffix(".command")
-        newest = max(os.path.getmtime(path) for path in included(ROOT / source))
-        if not (
-            kernels.exists()
-            and kernels.stat().st_mtime > newest
-            and command_file.exists()
-            and command_file.read_text() == str(command)
-        ):
-            print(" ".join(command), flush=True)
-            command_file.unlink(missing_ok=True)  # what is cut off now is not taken for whole later
-            subprocess.run(command, check=True)
-            command_file.write_text(str(command))
+        extension.extra_objects += [*objects, str(cudart), *needed]
 
 
 def main() -> None:

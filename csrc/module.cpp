@@ -9,6 +9,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
+#include "cuda/single_plan.h"
 #include "cuda/tile.h"
 #include "logistic.h"
 
@@ -65,6 +66,23 @@ py::dict cuda_lie(uintptr_t address, int dtype, int64_t size, int64_t row, int64
   const Lie lie = lie_of({reinterpret_cast<const void*>(address), DType(dtype), 1, size}, row, column);
   return py::dict(py::arg("row") = lie.row, py::arg("column") = lie.column, py::arg("reading") = int(lie.reading));
 }
+// Likewise: a SingleLaunch whose problem is set, and what comes back has its plan.
+py::dict single_plan(const std::string& bytes, bool wants_grad_weight, int64_t half, int64_t most) {
+  SingleLaunch launch;
+  if (bytes.size() != sizeof(launch)) {
+    throw std::invalid_argument("single_plan: expected a SingleLaunch of " + std::to_string(sizeof(launch)) +
+                                " bytes, got " + std::to_string(bytes.size()));
+  }
+  std::memcpy(&launch, bytes.data(), sizeof(launch));
+  launch.problem.rows_per_part =
+      rows_per_part(launch.problem.loss.numel, launch.problem.features, size_of(launch.problem.input_dtype));
+  const SinglePlan& p = launch.plan = plan_single(launch.problem, wants_grad_weight, half, most);
+  return py::dict(py::arg("launch") = py::bytes(reinterpret_cast<const char*>(&launch), sizeof(launch)),
+                  py::arg("block") = kSingleThreads, py::arg("grid") = p.parts, py::arg("shared") = p.shared_bytes,
+                  py::arg("vectors") = p.vectors, py::arg("chunk_bytes") = p.chunk_bytes,
+                  py::arg("tile_rows") = p.tile_rows, py::arg("scratch") = p.scratch,
+                  py::arg("workspace") = p.workspace);
+}
 
 }  // namespace
 
@@ -86,6 +104,13 @@ PYBIND11_MODULE(_C, m) {
       py::arg("launch"), py::arg("output"), "The launch of a CUDA kernel for a tile of a layer (cuda/tile.h).");
   m.def("cuda_lie", &cuda_lie, py::arg("address"), py::arg("dtype"), py::arg("size"), py::arg("row"), py::arg("column"),
         "How such a kernel reads an operand of those strides.");
+  m.def(
+      "single_plan",
+      [](const py::bytes& launch, bool wants_grad_weight, int64_t half, int64_t most) {
+        return single_plan(launch, wants_grad_weight, half, most);
+      },
+      py::arg("launch"), py::arg("wants_grad_weight"), py::arg("half"), py::arg("most"),
+      "The launch of the CUDA kernel for a layer with one output (cuda/single_plan.h).");
   m.attr("CHUNK") = kChunk;
   m.attr("LANES") = kLanes;
   m.attr("COMPILER") = __VERSION__;

@@ -111,8 +111,8 @@ def linear_binary_cross_entropy(
     Returns:
         A scalar, or the losses ``[..., labels]`` for ``"none"``; of the target's dtype if that is a floating type,
         else the input's. Under autocast the products are computed in autocast's dtype, the loss is float32.
-        With one label on the CPU every sum is made in an order that the sizes alone fix: the same bits for any number
-        of threads and any instruction set. With many, the products are those of torch's BLAS.
+        With one label every sum is made in an order that the sizes alone fix: the same bits for any number of threads,
+        for any instruction set and on CUDA. With many, the products are those of torch's BLAS.
 
         Differentiable in ``input``, ``linear_weight`` and ``linear_bias`` without storing the logits. Where ``target``,
         ``weight`` or ``pos_weight`` requires a gradient, under ``torch.func``, forward-mode AD, ``vmap`` and

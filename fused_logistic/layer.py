@@ -1,8 +1,9 @@
 """The computation of the whole layer, linear + sigmoid + binary cross entropy, whose logits are never whole.
 
-These functions are the kernels of the layer's ops on every device; autograd is above them. One label on the CPU takes
-one pass over the input (``csrc/cpu/layer.cpp``). Everything else goes by tiles, parts of the logits: torch's product
-makes one, ``bce_tile_`` takes it and puts the gradient there, and torch's products bring that to input and weight.
+These functions are the kernels of the layer's ops on every device; autograd is above them. One label takes one pass
+over the input, where there is a kernel for it (``csrc/single.h``). Everything else goes by tiles, parts of the logits:
+torch's product makes one, ``bce_tile_`` takes it and puts the gradient there, and torch's products bring that to input
+and weight.
 
 Operands that do not fit together are refused by the products, by the elementwise ops or, where those would compute
 something in silence, here. What to tell the user is found out by who called.
@@ -311,6 +312,12 @@ class _Tiled:
 # ---- The ops' kernels ---------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _has_single(device_type: str) -> bool:
+    key = torch._C._dispatch_key_for_device(device_type)
+    return torch._C._dispatch_has_kernel_for_dispatch_key("fused_logistic::linear_bce_single", key)
+
+
 def _compute(
     layer: Layer, grad_output: Tensor | None, dtype: torch.dtype, output_mask: Sequence[bool], options: Sequence[Any]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -321,7 +328,7 @@ def _compute(
         raise RuntimeError("linear_bce: chunk_bytes is not positive")
     output_mask = [*output_mask[:2], output_mask[2] and layer.linear_bias is not None]
     m = Matrices(layer, grad_output)
-    if m.labels == 1 and m.input.is_cpu:
+    if m.labels == 1 and _has_single(m.input.device.type):
         operands = each(lambda t: t[:, 0], m.target, m.weight, m.pos_weight, m.mask, m.grad_output)
         own = layer.mean_count, layer.reduction, dtype, output_mask
         loss, *grads = ops.linear_bce_single(m.input, m.linear_weight[0], m.bias, *operands, *own, *options)

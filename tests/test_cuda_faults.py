@@ -117,7 +117,7 @@ FAULTS = {
         "mask not read": fault(
             "elements_kernel", "mask.template read<kWhole>(problem.mask", "mask.template read<kWhole>(problem.target"
         ),
-        "infinite weights not asked about": fault("evaluate_pack", "result != result", "false"),
+        "infinite weights not asked about": fault("evaluate_element", "result != result", "false"),
     },
     GENERAL: {
         # the kernel
@@ -145,7 +145,7 @@ FAULTS = {
         "the power of another whole gamma": fault("focal_whole", "gamma == S(2)", "gamma == S(3)"),
         "whole gamma, and a q that cancels": fault("focal_whole", "u * (one - s)", "q"),
         "whole gamma, and what the division lost": fault("focal_whole", "slope, rest, power", "slope, zero, power"),
-        "infinite weights not asked about": fault("evaluate_pack", "result != result", "false"),
+        "infinite weights not asked about": fault("evaluate_element", "result != result", "false"),
         "left out, but grouped": fault("evaluate", "select(kept, group.q, before.q)", "group.q"),
         "q above 1 as one below": fault("focal", "exp_two_parts(x, rest, outside)", "exp_two_parts(x, rest, false)"),
     },

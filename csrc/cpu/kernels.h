@@ -1,6 +1,6 @@
 // The CPU kernels as the rest of the library sees them: three functions per instruction set, chosen at run time.
 #pragma once
-#include "../problem.h"
+#include "../linear.h"
 
 namespace fused_logistic {
 
@@ -9,32 +9,6 @@ namespace fused_logistic {
 using ChunkKernel = void(const Problem& problem, int64_t first, int64_t last, Output output, double* partials);
 
 ChunkKernel baseline_kernel, avx2_kernel, avx512_kernel;  // the last two on x86-64 only
-
-// A layer with one label: the logit of row i is input[i] . linear_weight + bias. Rows are read once: what is derived
-// from a few of them is derived while they are in a near cache.
-struct LinearProblem {
-  Problem loss;  // the loss of the rows' logits; its own logits are not read
-  const void* input = nullptr;
-  DType input_dtype = DType::kFloat32;
-  int64_t features = 0, row_stride = 0;  // in elements
-  // In the type of the dot products, fp64 for fp64 input and else fp32; padded with zeros to a multiple of kDotLanes.
-  const void* linear_weight = nullptr;
-  double bias = 0;
-  // Rows are divided into parts, by their number and that of the features alone. Each part has its own sums, in fp64.
-  int64_t rows_per_part = 0;
-  double* loss_and_grad_bias = nullptr;  // [parts, 2]
-  double* grad_weight = nullptr;         // [parts, features], or null where it is not asked for
-  void* grad_input = nullptr;            // [rows, features] in the type of the input, or null
-};
-constexpr int64_t kDotLanes = 32;  // a dot product is that many sums, folded in halves
-constexpr int64_t padded(int64_t features) { return (features + kDotLanes - 1) / kDotLanes * kDotLanes; }
-
-// How many rows are taken at a time: few enough to be read a second time from the cache.
-constexpr int64_t kMaxBlockRows = 256;
-constexpr int64_t block_rows(int64_t features, int64_t element_bytes) {
-  const int64_t bytes = features * element_bytes < 1 ? 1 : features * element_bytes, rows = (int64_t(32) << 10) / bytes;
-  return rows > kMaxBlockRows ? kMaxBlockRows : rows >= 4 ? rows : bytes <= (64 << 10) ? 4 : 1;
-}
 
 // Computes parts [first, last); the loss is kBce. Output: kLossSum or kLossSumAndGrad; kLoss, into loss.out;
 // kGradLogits, the gradients of the losses times grad_output. scratch: padded(features) values of the dot products'

@@ -5,9 +5,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <tuple>
 #include <vector>
 
+#include "../single.h"
 #include "../tile_operands.h"
 #include "kernels.h"
 #include "launch.h"
@@ -128,115 +128,67 @@ void tile_cpu(Tensor& logits, FL_TILE_OPERANDS, FL_OPTIONS) {
 
 // ---- One output --------------------------------------------------------------------------------------------------
 
-using GradMask = std::vector<bool>;  // which of the gradients of input, linear_weight and linear_bias are asked for
+struct CpuLayer {
+  explicit CpuLayer(const Tensor&) {}
 
-// The parts into which the rows are divided, by the sizes alone: enough for many threads, and few enough that their
-// sums of the weight's gradient stay small whatever the number of rows.
-int64_t rows_per_part(int64_t rows, int64_t features, int64_t element_bytes) {
-  const int64_t block = block_rows(features, element_bytes), blocks = (rows + block - 1) / block;
-  const int64_t affordable = (int64_t(8) << 20) / (std::max<int64_t>(features, 1) * int64_t(sizeof(double)));
-  const int64_t parts = std::clamp<int64_t>(affordable, 8, 256);
-  return std::max<int64_t>((blocks + parts - 1) / parts, 1) * block;
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> single_cpu(const Tensor& given_input, const Tensor& linear_weight,
-                                                      const OptionalTensor& linear_bias, const Tensor& target,
-                                                      const OptionalTensor& weight, const OptionalTensor& pos_weight,
-                                                      const OptionalTensor& mask, const OptionalTensor& grad_output,
-                                                      const OptionalTensor& count, int64_t reduction, ScalarType dtype,
-                                                      GradMask wanted, FL_OPTIONS) {
-  const char* const op = "linear_bce_single";
-  const ScalarType type = given_input.scalar_type();
-  require(given_input.dim() == 2 && linear_weight.dim() == 1 && given_input.size(1) == linear_weight.size(0) &&
-              linear_weight.scalar_type() == type && wanted.size() == 3 &&
-              (!linear_bias.has_value() || (linear_bias->numel() == 1 && linear_bias->scalar_type() == type)),
-          op, "input, linear_weight and linear_bias do not fit together");
-  const int64_t n = given_input.size(0), features = given_input.size(1);
-  const bool has_loss = !grad_output.has_value(), has_grad = wanted[0] || wanted[1] || wanted[2];
-  const bool elements = has_loss && reduction == kNone;
-  require(reduction >= kNone && reduction <= kSum && !(elements && has_grad), op,
-          "reduction is not 1 (mean) or 2 (sum), or 0 (none) without gradients");
-  const Tensor logits = empty_cpu({n}, {1}, type);  // never touched: the shape of the losses
-  TensorProblem on(op, {logits, target, weight, pos_weight, mask, count}, FL_GIVEN_OPTIONS(op));
-  require(on.problem.options.loss == Loss::kBce, op, "there is no focal loss of one output");
-  if (!has_loss) on.set_grad_output(*grad_output);
-  const double divisor = reduction != kMean ? 1 : count.has_value() ? scalar_of(*count) : double(n);
-  in_float_mode([&] { on.problem.scale = 1 / divisor; });
-
-  const Tensor absent = empty_cpu({0}, {1}, type);
-  Tensor loss = absent, grad_input = absent, grad_weight = absent, grad_bias = absent;
-  Output output = has_loss ? (has_grad ? Output::kLossSumAndGrad : Output::kLossSum) : Output::kGradLogits;
-  if (elements) {
-    loss = empty_cpu({n}, {1}, dtype);
-    on.set_out(loss);
-    output = Output::kLoss;
+  Tensor empty(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, ScalarType dtype) const {
+    return empty_cpu(sizes, strides, dtype);
   }
-  const Tensor input =
-      given_input.stride(1) == 1 || features <= 1 ? given_input : torch::stable::contiguous(given_input);
-  const ScalarType dot_type = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  const Tensor converted = torch::stable::contiguous(torch::stable::to(linear_weight, dot_type));
-  const Tensor dot_weight = empty_cpu({padded(features)}, {1}, dot_type);  // aligned, which loads like
-  std::memset(dot_weight.mutable_data_ptr(), 0, size_t(padded(features)) * dot_weight.element_size());
-  std::memcpy(dot_weight.mutable_data_ptr(), converted.const_data_ptr(), size_t(features) * converted.element_size());
 
-  LinearProblem problem;
-  problem.loss = on.problem;
-  problem.input = input.const_data_ptr();
-  problem.input_dtype = dtype_of(type);
-  problem.features = features;
-  problem.row_stride = input.stride(0);
-  problem.linear_weight = dot_weight.const_data_ptr();
-  problem.bias = linear_bias.has_value() ? scalar_of(*linear_bias) : 0;
-  problem.rows_per_part = rows_per_part(n, features, int64_t(input.element_size()));
-  const int64_t parts = (n + problem.rows_per_part - 1) / problem.rows_per_part;
-  std::vector<double> sums(2 * parts), weight_sums(wanted[1] ? std::max<int64_t>(parts, 1) * features : 0);
-  problem.loss_and_grad_bias = sums.data();
-  if (wanted[1]) problem.grad_weight = weight_sums.data();
-  if (wanted[0]) {
-    grad_input = empty_cpu({n, features}, {features, 1}, type);
-    problem.grad_input = grad_input.mutable_data_ptr();
-  }
-  LinearKernel* const kernel = isa().linear;
-  torch::stable::parallel_for(0, parts, /*grain_size=*/1, [&](int64_t first, int64_t last) {
-    std::vector<char> scratch(padded(features) * input.element_size() * 2 + 64);
-    void* aligned = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
-    in_float_mode([&] { kernel(problem, first, last, output, aligned); });
-  });
+  void run(LinearProblem& problem, Output output, const Tensor& linear_weight, const OptionalTensor& linear_bias,
+           Mean mean, const SingleResults& results) const {
+    const double divisor = mean.count != nullptr ? *mean.count : mean.value;
+    in_float_mode([&] { problem.loss.scale = 1 / divisor; });
+    const int64_t features = problem.features, parts = parts_of(problem);
+    const ScalarType dot_type =
+        linear_weight.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    const Tensor converted = torch::stable::contiguous(torch::stable::to(linear_weight, dot_type));
+    const Tensor dot_weight = empty_cpu({padded(features)}, {1}, dot_type);  // aligned, which loads like
+    const size_t bytes = dot_weight.element_size();
+    std::memset(dot_weight.mutable_data_ptr(), 0, size_t(padded(features)) * bytes);
+    std::memcpy(dot_weight.mutable_data_ptr(), converted.const_data_ptr(), size_t(features) * bytes);
+    problem.linear_weight = dot_weight.const_data_ptr();
+    problem.bias = linear_bias.has_value() ? scalar_of(*linear_bias) : 0;
+    std::vector<double> sums(2 * parts),
+        weight_sums(results.grad_weight != nullptr ? std::max<int64_t>(parts, 1) * features : 0);
+    problem.loss_and_grad_bias = sums.data();
+    if (results.grad_weight != nullptr) problem.grad_weight = weight_sums.data();
+    LinearKernel* const kernel = isa().linear;
+    torch::stable::parallel_for(0, parts, /*grain_size=*/1, [&](int64_t first, int64_t last) {
+      std::vector<char> scratch(padded(features) * bytes + 64);
+      void* aligned = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
+      in_float_mode([&] { kernel(problem, first, last, output, aligned); });
+    });
 
-  double loss_mean = 0, bias_sum = 0;
-  in_float_mode([&] {
-    for (int64_t part = 0; part < parts; ++part) {
-      loss_mean += sums[2 * part];
-      bias_sum += sums[2 * part + 1];
-    }
-    loss_mean /= divisor;
-  });
-  if (has_loss && !elements) loss = scalar_tensor(loss_mean, dtype);
-  if (wanted[1]) {
-    grad_weight = empty_cpu({features}, {1}, type);
+    double loss_mean = 0, bias_sum = 0;
+    in_float_mode([&] {
+      for (int64_t part = 0; part < parts; ++part) {
+        loss_mean += sums[2 * part];
+        bias_sum += sums[2 * part + 1];
+      }
+      loss_mean /= divisor;
+    });
+    if (results.loss != nullptr) write_scalar(loss_mean, *results.loss);
+    if (results.grad_bias != nullptr) write_scalar(bias_sum, *results.grad_bias);
+    if (results.grad_weight == nullptr) return;
     torch::stable::parallel_for(0, features, /*grain_size=*/4096, [&](int64_t begin, int64_t end) {
       in_float_mode([&] {
         double* const total = weight_sums.data();  // begins as the first part's, none of which is -0.0
         for (int64_t part = 1; part < parts; ++part) {
           for (int64_t j = begin; j < end; ++j) total[j] += weight_sums[part * features + j];
         }
-        with_data(grad_weight, [&](auto* out) {
+        with_data(*results.grad_weight, [&](auto* out) {
           for (int64_t j = begin; j < end; ++j) out[j] = rounded_to<std::remove_pointer_t<decltype(out)>>(total[j]);
         });
       });
     });
   }
-  if (wanted[2] && linear_bias.has_value()) {
-    grad_bias = empty_cpu({1}, {1}, type);
-    write_scalar(bias_sum, grad_bias);
-  }
-  return {loss, grad_input, grad_weight, grad_bias};
-}
+};
 
 }  // namespace
 }  // namespace fused_logistic
 
 STABLE_TORCH_LIBRARY_IMPL(fused_logistic, CPU, m) {
   m.impl("bce_tile_", TORCH_BOX(&fused_logistic::tile_cpu));
-  m.impl("linear_bce_single", TORCH_BOX(&fused_logistic::single_cpu));
+  m.impl("linear_bce_single", TORCH_BOX(&fused_logistic::linear_bce_single<fused_logistic::CpuLayer>));
 }

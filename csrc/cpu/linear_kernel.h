@@ -1,16 +1,10 @@
 // The body of a LinearKernel: a layer with one output in one pass over its input. Each instruction set includes this
-// file once, after chunk_kernel.h, whose rows compute the losses.
-//
-// The order of every sum, on every instruction set: a dot product is kDotLanes sums over the features, folded in halves.
-// The weight's gradient adds one row after the other, in the dot products' type for kFlushRows rows or a few more, then
-// in fp64; the sums of the parts are added by the caller, in order.
+// file once, after chunk_kernel.h, whose rows compute the losses. linear.h has the order of every sum.
 #pragma once
 #include "chunk_kernel.h"
 
 namespace fused_logistic {
 namespace {
-
-constexpr int64_t kFlushRows = 64;
 
 // The last features of a row, with zeros up to kDotLanes.
 template <class T>
@@ -127,7 +121,7 @@ void run_parts(const LinearProblem& problem, int64_t first, int64_t last, Output
   const T* const input = static_cast<const T*>(problem.input);
   const A* const w = static_cast<const A*>(problem.linear_weight);
   const int64_t features = problem.features, stride = problem.row_stride;
-  const int64_t block = block_rows(features, sizeof(T));
+  const int64_t block = block_rows(features, sizeof(T)), flush_rows = rows_per_flush(features, sizeof(T));
   alignas(64) A dots[kMaxBlockRows], factors[kMaxBlockRows];
   alignas(64) C logits[kMaxBlockRows], out[kMaxBlockRows], summands[kMaxBlockRows];
   Row<C, C, C> row = {};
@@ -179,7 +173,7 @@ void run_parts(const LinearProblem& problem, int64_t first, int64_t last, Output
         for (; r + 4 <= count; r += 4) add_rows<4>(x + r * stride, stride, factors + r, features, sums);
         for (; r < count; ++r) add_rows<1>(x + r * stride, stride, factors + r, features, sums);
         pending += count;
-        if (pending >= kFlushRows) flush();
+        if (pending >= flush_rows) flush();
       }
       if (problem.grad_input != nullptr) {
         T* const grad_input = static_cast<T*>(problem.grad_input) + begin * features;

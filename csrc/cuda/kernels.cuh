@@ -2,8 +2,8 @@
 // by losses.h, the sums in the order that problem.h fixes. A block takes one chunk; its thread t owns the lanes t N ..
 // t N + N - 1 and adds up its part of each row in registers. N: kPerThread in plan.h.
 #pragma once
-#include "../losses.h"
 #include "access.cuh"
+#include "element.cuh"
 #include "kernels.h"
 #include "sums.cuh"
 
@@ -44,24 +44,6 @@ static __global__ void __launch_bounds__(kLanes) finish_kernel(const Launch laun
 
 // ---- Elements ----------------------------------------------------------------------------------------------------
 
-// An element in registers, as evaluate asks for it.
-template <class C>
-struct ElementAccess {
-  const C logit, target, pos_weight, weight, kept, factor_of_derivative;
-  C &result, &summand;
-  LossGroup<C>& losses;
-  FL_METHOD C z() const { return logit; }
-  FL_METHOD C y() const { return target; }
-  FL_METHOD C p() const { return pos_weight; }
-  FL_METHOD C w() const { return weight; }
-  FL_METHOD C mask() const { return kept; }
-  FL_METHOD C factor() const { return factor_of_derivative; }
-  FL_METHOD void out(C value) const { result = value; }
-  FL_METHOD void term(C value) const { summand = value; }
-  FL_METHOD LossGroup<C> group() const { return losses; }
-  FL_METHOD void group(const LossGroup<C>& group) const { losses = group; }
-};
-
 // A thread's neighbouring elements.
 template <class C>
 struct Elements {
@@ -81,11 +63,7 @@ FL_DEVICE void evaluate_pack(const Elements<C>& of, int count, const Settings<C>
     if constexpr (kGrouped) group = sums.lanes[k];
     const ElementAccess<C> element = {of.z[k],      of.y[k],   of.p[k], of.w[k], of.kept[k],
                                       of.factor[k], values[k], term,    group};
-    evaluate<kOutput, L, kTerms, kCareful, C>(element, settings);
-    if constexpr (has_weights(kTerms) && !kCareful) {
-      const C result = has_elements(kOutput) ? values[k] : term;
-      if (result != result) evaluate<kOutput, L, kTerms, /*kAgain=*/true, C>(element, settings);
-    }
+    evaluate_element<kOutput, L, kTerms, kCareful>(element, settings);
     if constexpr (kGrouped) {
       if (k < count) sums.lanes[k] = group;
     } else if constexpr (has_sum(kOutput)) {

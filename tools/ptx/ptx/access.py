@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .memory import (
+    IN_FLIGHT,
     LOCAL_BASE,
     MAPPED,
     MAX_ACCESS,
@@ -90,6 +91,8 @@ class AddressSpaces:
         verb = "write" if need & WRITABLE else "read"
         if flags is None or not (flags & MAPPED).all():
             what = "out-of-bounds"
+        elif (flags & IN_FLIGHT).any():
+            what = "not waited for, what cp.async brings:"
         elif need & WRITABLE and not (flags & WRITABLE).all():
             what = "write to a readonly buffer:"
         else:

@@ -8,6 +8,7 @@ from .formats import RAW, PtxError, size_of
 from .syntax import Variable
 
 MAPPED, WRITABLE, INITIALISED = 1, 2, 4
+IN_FLIGHT = 8  # instead of the last two: on its way by cp.async
 MAX_ACCESS = 16  # bytes one thread moves at once; every size below is a multiple of it
 
 # Generic addresses: global memory first, then windows (see Memory.window), then shared and local memory.

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from . import float_ops, integer_ops, memory_ops, select_ops, warp_ops  # noqa: F401  (they register their opcodes)
+from . import copy_ops, float_ops, integer_ops, memory_ops, select_ops, warp_ops  # noqa: F401  (they register opcodes)
 from .formats import RAW, PtxError, size_of
 from .memory import Layout, round_up
 from .operands import OPCODES, Operands

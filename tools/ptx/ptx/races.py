@@ -129,15 +129,15 @@ def check_write(access: Access, new: np.ndarray) -> None:
                 access.lanes[repeated[1][different.any(axis=1)][0]],
             )
         wave.stats.warnings["two threads wrote the same value to one address"] += 1
-    _record_write(access, access.thread)
+    record_write(access, access.thread)
 
 
 def record_atomic(access: Access) -> None:
     """Atomics never race with each other, and a later plain access of the byte counts as ordered by them."""
-    _record_write(access, ATOMIC)
+    record_write(access, ATOMIC)
 
 
-def _record_write(access: Access, writer) -> None:
+def record_write(access: Access, writer) -> None:
     shadow = access.segment.shadow
     access.store(shadow.writer, writer)
     access.store(shadow.write_barriers, access.barriers)

@@ -62,6 +62,8 @@ class Wave:
         self.warp_syncs = np.zeros(self.size // 32, np.int32)
         self.fence_time = np.full(len(blocks), -1, np.int64)
         self.atomic_time = np.full(len(blocks), -1, np.int64)
+        self.copies: list = []  # see copy_ops.py: on their way, and how many groups of them each thread has committed
+        self.groups = np.zeros(self.size, np.int64)
         self.current: Instruction | None = None
 
     # ---- services to the instructions
@@ -99,6 +101,8 @@ class Wave:
                 self._advance(pc, lanes, alone)
             elif not self._unblock():
                 if (self.status == EXITED).all():
+                    if self.copies:
+                        self.stats.warnings["what cp.async brought was never waited for"] += len(self.copies)
                     return
                 self._deadlock()
 
