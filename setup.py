@@ -101,9 +101,9 @@ def cuda_archs() -> list[str]:
     return [*archs[:-1], archs[-1] + "+PTX"]
 
 
-def nvcc_command(archs: list[str], target: str) -> list[str]:
+def nvcc_command(source: str, archs: list[str], target: str) -> list[str]:
     # One architecture after the other takes minutes. 0: as many at a time as there are CPUs
-    command = [str(NVCC), "-c", "csrc/cuda/kernels.cu", "-o", target, f"--threads={os.environ.get('MAX_JOBS') or 0}"]
+    command = [str(NVCC), "-c", source, "-o", target, f"--threads={os.environ.get('MAX_JOBS') or 0}"]
     command += ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-fmad=false"]
     command += ["-Xcompiler", "-fPIC,-fvisibility=hidden"]
     for arch in archs:
@@ -112,6 +112,12 @@ def nvcc_command(archs: list[str], target: str) -> list[str]:
         if arch.endswith("+PTX"):
             command.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return command
+
+
+def included(path: Path) -> set[Path]:
+    """The file and what of ours it includes."""
+    names = re.findall(r'^#include "(.*)"', path.read_text(), re.MULTILINE)
+    return {path}.union(*(included((path.parent / name).resolve()) for name in names))
 
 
 class BuildLibraries(BuildExtension):
@@ -130,12 +136,24 @@ class BuildLibraries(BuildExtension):
         super().build_extension(extension)
 
     def _add_cuda(self, extension: setuptools.Extension) -> None:
-        """The kernels' object file; and libtorch_cuda.so as something that is loaded before, whatever torch is here."""
+        """The kernels' object files; and libtorch_cuda.so as what is loaded before, whatever torch is here."""
         folder = Path(self.build_temp).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        kernels, command_file = folder / "kernels.cu.o", folder / "kernels.cu.command"
-        command = nvcc_command(cuda_archs(), str(kernels))
-        newest = max(os.path.getmtime(path) for path in extension.depends)
+        for source in sources("csrc/cuda/*.cu"):
+            kernels = folder / f"{Path(source).name}.o"
+            self._compile(source, kernels)
+            extension.extra_objects.append(str(kernels))
+        stub = folder / "libtorch_cuda.so"
+        empty = [os.environ.get("CXX", "c++"), "-shared", "-x", "c", "/dev/null", "-o", stub]
+        subprocess.run([*empty, "-Wl,-soname,libtorch_cuda.so"], check=True)
+        cudart = cuda_runtime()
+        needed = ["-Wl,--no-as-needed", str(stub), "-Wl,--as-needed"]
+        extension.extra_objects += [str(cudart), *needed]
+
+    def _compile(self, source: str, kernels: Path) -> None:
+        """Where something has changed."""
+        command, command_file = nvcc_command(source, cuda_archs(), str(kernels)), kernels.with_suffix(".command")
+        newest = max(os.path.getmtime(path) for path in included(ROOT / source))
         if not (
             kernels.exists()
             and kernels.stat().st_mtime > newest
@@ -146,12 +164,6 @@ class BuildLibraries(BuildExtension):
             command_file.unlink(missing_ok=True)  # what is cut off now is not taken for whole later
             subprocess.run(command, check=True)
             command_file.write_text(str(command))
-        stub = folder / "libtorch_cuda.so"
-        empty = [os.environ.get("CXX", "c++"), "-shared", "-x", "c", "/dev/null", "-o", stub]
-        subprocess.run([*empty, "-Wl,-soname,libtorch_cuda.so"], check=True)
-        cudart = cuda_runtime()
-        needed = ["-Wl,--no-as-needed", str(stub), "-Wl,--as-needed"]
-        extension.extra_objects += [str(kernels), str(cudart), *needed]
 
 
 def main() -> None:
@@ -182,7 +194,7 @@ def main() -> None:
         extensions.append(
             CppExtension(
                 CUDA_LIBRARY,
-                sources=["csrc/cuda/launch.cpp"],
+                sources=sources("csrc/cuda/*.cpp"),
                 depends=[*headers, *sources("csrc/cuda/*.cu", "csrc/cuda/*.cuh")],
                 include_dirs=[str(include)],
                 define_macros=[STABLE_ABI, ("USE_CUDA", None)],  # the latter: torch's headers name its CUDA functions

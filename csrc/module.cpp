@@ -9,7 +9,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/memory.h"
-#include "cuda/plan.h"
+#include "cuda/tile.h"
 #include "logistic.h"
 
 namespace py = pybind11;
@@ -47,6 +47,25 @@ py::dict cuda_plan(const std::string& bytes, int output) {
                   py::arg("layouts") = py::bytes(reinterpret_cast<const char*>(&layouts), sizeof(layouts)));
 }
 
+// Likewise a TileLaunch, which comes back as the kernels take it.
+py::dict cuda_tile_plan(const std::string& bytes, int output) {
+  TileLaunch launch;
+  if (bytes.size() != sizeof(launch)) {
+    throw std::invalid_argument("cuda_tile_plan: expected a TileLaunch of " + std::to_string(sizeof(launch)) +
+                                " bytes, got " + std::to_string(bytes.size()));
+  }
+  std::memcpy(&launch, bytes.data(), sizeof(launch));
+  const TilePlan p = tile_plan(launch, Output(output));
+  return py::dict(py::arg("output") = int(p.output), py::arg("terms") = int(p.terms), py::arg("typed") = p.typed,
+                  py::arg("block") = kTileThreads, py::arg("grid") = tile_grid(launch),
+                  py::arg("finish_grid") = finish_tile_grid(launch),
+                  py::arg("launch") = py::bytes(reinterpret_cast<const char*>(&launch), sizeof(launch)));
+}
+py::dict cuda_lie(uintptr_t address, int dtype, int64_t size, int64_t row, int64_t column) {
+  const Lie lie = lie_of({reinterpret_cast<const void*>(address), DType(dtype), 1, size}, row, column);
+  return py::dict(py::arg("row") = lie.row, py::arg("column") = lie.column, py::arg("reading") = int(lie.reading));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -62,6 +81,11 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cuda_plan", [](const py::bytes& problem, int output) { return cuda_plan(problem, output); }, py::arg("problem"),
       py::arg("output"), "The launch of a CUDA kernel (cuda/plan.h).");
+  m.def(
+      "cuda_tile_plan", [](const py::bytes& launch, int output) { return cuda_tile_plan(launch, output); },
+      py::arg("launch"), py::arg("output"), "The launch of a CUDA kernel for a tile of a layer (cuda/tile.h).");
+  m.def("cuda_lie", &cuda_lie, py::arg("address"), py::arg("dtype"), py::arg("size"), py::arg("row"), py::arg("column"),
+        "How such a kernel reads an operand of those strides.");
   m.attr("CHUNK") = kChunk;
   m.attr("LANES") = kLanes;
   m.attr("COMPILER") = __VERSION__;

@@ -27,8 +27,9 @@ STABLE_TORCH_LIBRARY(fused_logistic, m) {
         "()");
   m.def("bce_count(Tensor target, Tensor? mask, int? ignore_index) -> Tensor");
   m.def(
-      "bce_tile_(Tensor(a!) logits, Tensor(b!)? losses, Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? "
-      "mask, Tensor? grad_output, float scale, bool whole, bool wants_grad" OPTIONS "Tensor");
+      "bce_tile_(Tensor(a!) logits, Tensor(b!)? losses, Tensor(c!)? loss_sum, Tensor(d!)? bias_sum, Tensor target, "
+      "Tensor? crow_indices, Tensor? col_indices, Tensor? weight, Tensor? pos_weight, Tensor? mask, Tensor? "
+      "grad_output, Tensor? count, float scale, int first_label, bool whole, bool wants_grad" OPTIONS "()");
 
   m.def("linear_bce(" LAYER "ScalarType dtype" OPTIONS "Tensor");
   m.def("linear_bce_with_grad(" LAYER "ScalarType dtype, bool[3] output_mask" OPTIONS

@@ -105,7 +105,7 @@ def linear_binary_cross_entropy(
         mask: bool; broadcasts to ``[..., labels]``. Where it is False, as for ``ignore_index``, whatever the element's
             target, weight or ``grad_output`` is. A NaN in ``input`` itself reaches the weight's gradient as it does in
             torch, by the product 0 x NaN.
-        chunk_bytes: how many bytes a tile of the logits may take. None: 8 MiB on the CPU, else 32 MiB. The products
+        chunk_bytes: how many bytes a tile of the logits may take. None: 8 MiB on the CPU, else 256 MiB. The products
             and the order of the sums depend on it, so results differ by rounding.
 
     Returns:
@@ -123,7 +123,8 @@ def linear_binary_cross_entropy(
     Raises:
         TypeError: an argument is not a tensor, or ``linear_weight`` or ``linear_bias`` is not of the input's dtype, or
             ``mask`` is not bool.
-        ValueError: a shape, layout, ``reduction``, ``label_smoothing`` or ``chunk_bytes`` that does not fit.
+        ValueError: a shape, layout, ``reduction``, ``label_smoothing`` or ``chunk_bytes`` that does not fit; indices of
+            a sparse target that are out of range (on a GPU, which nobody waits for, an assertion of the device).
         RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast; tensors on different devices.
         NotImplementedError: a dtype that is not supported; a sparse input that requires a gradient.
 

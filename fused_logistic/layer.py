@@ -2,7 +2,7 @@
 
 These functions are the kernels of the layer's ops on every device; autograd is above them. One label on the CPU takes
 one pass over the input (``csrc/cpu/layer.cpp``). Everything else goes by tiles, parts of the logits: torch's product
-makes one, the elementwise op takes it and puts the gradient there, and torch's products bring that to input and weight.
+makes one, ``bce_tile_`` takes it and puts the gradient there, and torch's products bring that to input and weight.
 
 Operands that do not fit together are refused by the products, by the elementwise ops or, where those would compute
 something in silence, here. What to tell the user is found out by who called.
@@ -27,8 +27,9 @@ from .options import Options
 
 _NARROW = 1024  # products with a narrower side are slow
 # On the CPU 8 MiB, which the last-level cache holds, took up to 15 % less time than 32 MiB with few features, and as
-# much with 512, over shapes from 64 x 1,000,000 to 65,536 x 1,000.
-_CPU_BYTES, _BYTES = 8 << 20, 32 << 20
+# much with 512, over shapes from 64 x 1,000,000 to 65,536 x 1,000. A GPU wants work for all of it in each product.
+_CPU_BYTES, _BYTES = 8 << 20, 256 << 20
+_ALIGNED = 64  # labels of a tile on a GPU, where they are cut
 _LARGE = 1 << 20  # of fewer bytes (csrc/cpu/memory.h) ops.empty would be torch.empty, some microseconds later
 
 
@@ -56,20 +57,31 @@ def _tile_shape(rows: int, labels: int, elements: int) -> tuple[int, int]:
     return (tile_shorter, tile_longer) if labels >= rows else (tile_longer, tile_shorter)
 
 
-def _wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """a b in fp32, of matrices in fp16."""
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a.float(), b.float())
+@functools.cache
+def _adds_to_fp32(device: torch.device) -> bool:
+    """Whether this torch's addmm of 16-bit matrices adds to what is in fp32; it did not always."""
+    sum, matrix = (torch.zeros(8, 8, dtype=dtype, device=device) for dtype in (torch.float32, torch.bfloat16))
+    try:
+        torch.addmm(sum, matrix, matrix, out_dtype=torch.float32, out=sum)
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def _add_product(into: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """into = a b, or += a b after the first; into may be of another dtype."""
-    if into.dtype != a.dtype:
-        product = _wide_product(a, b) if a.dtype == torch.float16 else torch.mm(a, b)
-        into.copy_(product) if first else into.add_(product)
-    elif first:
-        torch.mm(a, b, out=into)
+    """into = a b, or += a b after the first; into may be in fp32, a and b of 16 bits."""
+    if into.dtype == a.dtype:
+        torch.mm(a, b, out=into) if first else into.addmm_(a, b)
+    elif a.is_cuda and first:
+        torch.mm(a, b, out_dtype=torch.float32, out=into)
+    elif a.is_cuda and _adds_to_fp32(a.device):
+        torch.addmm(into, a, b, out_dtype=torch.float32, out=into)
     else:
-        into.addmm_(a, b)
+        if a.is_cuda:
+            product = torch.mm(a, b, out_dtype=torch.float32)
+        else:
+            product = torch.mm(a.float(), b.float()) if a.dtype == torch.float16 else torch.mm(a, b)
+        into.copy_(product) if first else into.add_(product)
 
 
 class _Tiled:
@@ -89,6 +101,8 @@ class _Tiled:
         m = matrices
         limit = layer.chunk_bytes or (_CPU_BYTES if self.is_cpu else _BYTES)
         self.tile_rows, self.tile_labels = _tile_shape(m.rows, m.labels, max(limit // self.tile_dtype.itemsize, 1))
+        if not self.is_cpu and _ALIGNED < self.tile_labels < m.labels:
+            self.tile_labels -= self.tile_labels % _ALIGNED
         self.tiles_along_rows = -(-m.rows // self.tile_rows)
         self.tiles_along_labels = -(-m.labels // self.tile_labels)
 
@@ -99,12 +113,13 @@ class _Tiled:
             self.losses = self.empty(m.rows, m.labels, dtype)
         elif m.grad_output is None:
             self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.over_count: float | Tensor = 1.0
-        if layer.reduction == ops.MEAN and layer.mean_count is not None:
-            over_count = layer.mean_count.reciprocal()
-            self.over_count = over_count.item() if self.is_cpu else over_count  # nobody waits for a device to tell it
-        elif layer.reduction == ops.MEAN:
-            self.over_count = 1 / (m.rows * m.labels) if m.rows * m.labels > 0 else math.inf
+        # Losses are divided by count where it is there, else multiplied by the scale; so are gradients, but late ones.
+        self.count = layer.mean_count if layer.reduction == ops.MEAN else None
+        self.scale = 1.0
+        if self.count is not None and self.is_cpu:  # nobody waits for a device to tell it
+            self.scale, self.count = self.count.reciprocal().item(), None
+        elif self.count is None and layer.reduction == ops.MEAN:
+            self.scale = 1 / (m.rows * m.labels) if m.rows * m.labels > 0 else math.inf
 
         if m.positives is not None:
             self.background = m.target.new_zeros(1, 1)  # the target of all that is not positive
@@ -113,7 +128,7 @@ class _Tiled:
                 m.weight = torch.ones(1, 1, device=self.device)
             self.first_positives = self.sort_by_tile(m.positives)
 
-        self.logits = self.empty(self.tile_rows, self.tile_labels, self.tile_dtype)
+        self.logits = self.empty(self.tile_rows, self.padded(self.tile_labels), self.tile_dtype)
         self.grad_input, self.grad_weight, self.grad_bias = (layer.input.new_empty(0) for _ in range(3))
         if output_mask[0]:
             self.grad_input = self.empty(m.rows, m.features, self.sum_dtype(self.tiles_along_labels))
@@ -128,6 +143,10 @@ class _Tiled:
         if self.is_cpu and rows * columns * dtype.itemsize >= _LARGE:
             return ops.call(ops.empty, [rows, columns], dtype)
         return torch.empty(rows, columns, dtype=dtype, device=self.device)
+
+    def padded(self, labels: int) -> int:
+        """How long a row of a tile is: of vectors on a GPU, whose products like that too; but of a few labels alone."""
+        return labels if self.is_cpu or labels < _ALIGNED or labels % 4 == 0 else -(-labels // 8) * 8
 
     def sum_dtype(self, products: int) -> torch.dtype:
         """Where several tiles' products add up, 16-bit dtypes are added up in fp32: each product is rounded once."""
@@ -151,7 +170,9 @@ class _Tiled:
             self.grad_weight.zero_()
         for label in range(0, m.labels, self.tile_labels):
             self.column_of_tiles(label, min(self.tile_labels, m.labels - label))
-        loss = self.losses if self.loss_sum is None else self.loss_sum * self.over_count
+        loss = self.losses
+        if self.loss_sum is not None:
+            loss = self.loss_sum * (self.scale if self.count is None else self.count.reciprocal())
         grad_input = self.grad_input
         if grad_input.dtype != self.dtype:
             grad_input = self.with_factor(grad_input).to(self.dtype)
@@ -167,68 +188,77 @@ class _Tiled:
             grad_weight = weight_sum = narrowed(self.grad_weight, 0, label, labels)
             if self.sum_dtype(self.tiles_along_rows) != self.dtype:
                 weight_sum = narrowed(self.weight_sum, 0, 0, labels)
-        grad_bias = bias_sum = self.grad_bias
+        grad_bias = bias_sum = None
         if self.output_mask[2]:
             grad_bias = bias_sum = narrowed(self.grad_bias, 0, label, labels)
             if self.dtype.itemsize == 2:
                 bias_sum = grad_bias.float()  # zeros, as it is
         for row in range(0, m.rows, self.tile_rows):
             tile = _Tile(row, min(self.tile_rows, m.rows - row), label, labels)
-            logits = self.logits
-            if logits.shape != (tile.rows, tile.labels):
-                logits = logits.view(-1)[: tile.rows * tile.labels].view(tile.rows, tile.labels)
+            logits, padded = self.logits, self.padded(labels)
+            if logits.shape != (tile.rows, padded):
+                logits = logits.view(-1)[: tile.rows * padded].view(tile.rows, padded)
+            logits = narrowed(logits, 1, 0, labels)
             input = narrowed(m.input, 0, row, tile.rows).to(self.tile_dtype)
             if bias is None:
                 torch.mm(input, linear_weight.t(), out=logits)
             else:
                 torch.addmm(bias, input, linear_weight.t(), out=logits)
-            grad = self.elementwise(logits, tile)
+            self.elementwise(logits, tile, bias_sum)  # the gradient stands in their place now
             if self.output_mask[0]:
-                _add_product(narrowed(self.grad_input, 0, row, tile.rows), grad, linear_weight, label == 0)
+                _add_product(narrowed(self.grad_input, 0, row, tile.rows), logits, linear_weight, label == 0)
             if self.output_mask[1]:
-                _add_product(weight_sum, grad.t(), input, row == 0)
-            if self.output_mask[2]:
-                bias_sum += grad.sum(0, dtype=bias_sum.dtype)
+                _add_product(weight_sum, logits.t(), input, row == 0)
         if weight_sum is not grad_weight:
             grad_weight.copy_(self.with_factor(weight_sum))
-        if bias_sum is not grad_bias:
+        if bias_sum is not None and grad_bias is not None and bias_sum is not grad_bias:
             grad_bias.copy_(self.with_factor(bias_sum))
 
     # ---- The elementwise step ---------------------------------------------------------------------------------------
 
-    def elementwise(self, logits: Tensor, tile: _Tile) -> Tensor:
-        """Adds the tile's losses to the sum, or stores them; returns the gradient, in the logits' place on the CPU."""
-        positives = self.matrices.positives
-        if positives is None:
-            return self.dense(logits, tile.of(self.matrices.target), tile)
-        index = tile.row // self.tile_rows + tile.label // self.tile_labels * self.tiles_along_rows
-        begin, end = self.first_positives[index : index + 2]
-        if begin < end:
-            return self.sparse(logits, tile, positives, slice(begin, end))
-        return self.dense(logits, self.background.expand(tile.rows, tile.labels), tile)
-
-    def dense(self, logits: Tensor, target: Tensor, tile: _Tile) -> Tensor:
+    def elementwise(self, logits: Tensor, tile: _Tile, bias_sum: Tensor | None) -> None:
+        """Adds the tile's losses to the sum, or stores them, and puts the gradient in the logits' place."""
         m = self.matrices
-        grad_output, losses = each(tile.of, m.grad_output, self.losses)
-        others = target, *each(tile.of, m.weight, m.pos_weight, m.mask)
-        if not self.is_cpu:
-            return self.by_ops(losses, grad_output, logits, *others)
+        if m.indices is not None:
+            of_rows = narrowed(m.indices[0], 0, tile.row, tile.rows + 1)
+            self.by_op(logits, m.target, tile, bias_sum, of_rows, m.indices[1])
+        elif m.positives is None:
+            self.by_op(logits, tile.of(m.target), tile, None if self.is_cpu else bias_sum)
+        else:
+            index = tile.row // self.tile_rows + tile.label // self.tile_labels * self.tiles_along_rows
+            begin, end = self.first_positives[index : index + 2]
+            if begin < end:
+                self.sparse(logits, tile, m.positives, slice(begin, end))
+            else:
+                self.by_op(logits, self.background.expand(tile.rows, tile.labels), tile)
+        if self.is_cpu and bias_sum is not None:
+            bias_sum += logits.sum(0, dtype=bias_sum.dtype)
+
+    def by_op(
+        self, logits: Tensor, target: Tensor, tile: _Tile, bias_sum: Tensor | None = None, *indices: Tensor
+    ) -> None:
+        m = self.matrices
+        grad_output, *others = each(tile.of, m.grad_output, m.weight, m.pos_weight, m.mask)
+        losses = None if self.losses is None else tile.of(self.losses)
+        count, scale = (None, 1.0) if self.factor_is_late else (self.count, self.scale)
+        if self.factor_is_late and self.is_one_factor:
+            grad_output = None
         whole = tile.labels == m.labels or tile.rows == 1  # which order the losses are added up in
-        loss = ops.bce_tile_(
-            logits, losses, *others, grad_output, self.over_count, whole, self.wants_grad, *self.options
+        sums = losses, self.loss_sum, bias_sum
+        at = tile.label, whole, self.wants_grad
+        crow_indices, col_indices = indices or (None, None)
+        ops.bce_tile_(
+            logits, *sums, target, crow_indices, col_indices, *others, grad_output, count, scale, *at, *self.options
         )
-        if self.loss_sum is not None:
-            self.loss_sum += loss
-        return logits
 
     @functools.cached_property
     def factor(self) -> Tensor:
         """1 / count, as the kernels round it."""
         is_double = torch.float64 in (self.dtype, self.matrices.target.dtype)
         dtype = torch.float64 if is_double else torch.float32
-        if isinstance(self.over_count, Tensor):
-            return self.over_count.to(dtype)
-        return torch.full((), self.over_count, dtype=dtype, device=self.device)
+        if self.count is not None:
+            return self.count.reciprocal().to(dtype)
+        return torch.full((), self.scale, dtype=dtype, device=self.device)
 
     @property
     def is_one_factor(self) -> bool:
@@ -244,25 +274,8 @@ class _Tiled:
             factor = factor * grad_output.reshape(())
         return multiplied_(gradient, factor)
 
-    def by_ops(
-        self, losses: Tensor | None, grad_output: Tensor | None, logits: Tensor, *others: Tensor | None
-    ) -> Tensor:
-        """As ``dense``, with target, weight, pos_weight and mask as the others; the gradient gets memory of its own."""
-        operands = logits, *others, None
-        if losses is not None:
-            losses.copy_(ops.bce(*operands, ops.NONE, losses.dtype, *self.options))
-        elif self.loss_sum is not None:
-            self.loss_sum += ops.bce(*operands, ops.SUM, torch.float64, *self.options)
-        if not self.wants_grad:
-            return logits
-        if self.factor_is_late:
-            factor = torch.ones_like(self.factor) if self.is_one_factor else grad_output
-        else:
-            factor = self.factor if grad_output is None else grad_output.to(self.factor.dtype) * self.factor
-        return ops.bce_backward(factor, *operands, ops.SUM, ops.LOGITS, *self.options)
-
-    def sparse(self, logits: Tensor, tile: _Tile, positives: Positives, part: slice) -> Tensor:
-        """All but the positives have the target 0.
+    def sparse(self, logits: Tensor, tile: _Tile, positives: Positives, part: slice) -> None:
+        """All but the positives have the target 0. On the CPU; elsewhere the op looks for them itself.
 
         The positives' logits are taken out, and in their place stands one whose loss and gradient for the target 0 are
         exactly 0 (or, where the options leave no such logit, whose loss is known). Then the positives' own results are
@@ -280,17 +293,19 @@ class _Tiled:
         flat = logits.view(-1)
         logits_there = flat.index_select(0, place)
         flat.index_fill_(0, place, -math.inf if is_free else 0)
-        grad = self.dense(logits, self.background.expand(tile.rows, tile.labels), tile)
+        self.by_op(logits, self.background.expand(tile.rows, tile.labels), tile)
         if not is_free and self.loss_sum is not None:
             neutral = torch.zeros_like(logits_there), torch.zeros_like(value), *others, None
             self.loss_sum -= ops.bce(*neutral, ops.SUM, torch.float64, *self.options)
-        losses = None if self.losses is None else self.losses.new_empty(place.numel())
-        grad_there = self.by_ops(losses, grad_output, logits_there, value, *others)
-        if losses is not None and self.losses is not None:
+        operands = logits_there, value, *others, None
+        if self.losses is not None:
+            losses = ops.bce(*operands, ops.NONE, self.losses.dtype, *self.options)
             self.losses.index_put_((row, column), losses)
+        elif self.loss_sum is not None:
+            self.loss_sum += ops.bce(*operands, ops.SUM, torch.float64, *self.options)
         if self.wants_grad:
-            grad.view(-1).index_copy_(0, place, grad_there)
-        return grad
+            factor = self.factor if grad_output is None else grad_output.to(self.factor.dtype) * self.factor
+            flat.index_copy_(0, place, ops.bce_backward(factor, *operands, ops.SUM, ops.LOGITS, *self.options))
 
 
 # ---- The ops' kernels ---------------------------------------------------------------------------------------------

@@ -66,12 +66,17 @@ class Matrices:
         operands = layer.weight, layer.pos_weight, layer.mask, grad_output
         self.weight, self.pos_weight, self.mask, self.grad_output = each(matrix, *operands)
         self.positives: Positives | None = None
+        self.indices: tuple[Tensor, Tensor] | None = None  # of a sparse target on a device that nobody waits for
         self.target = layer.target
         if layer.crow_indices is not None and layer.col_indices is not None:
             if (layer.crow_indices.numel() - 1, self.labels) != self.logits_shape:
                 raise RuntimeError("linear_bce: the sparse target is not of the logits' shape")
-            if self.labels != 1:
+            if self.labels != 1 and self.input.is_cpu:
                 self.positives = Positives(layer.target, layer.crow_indices, layer.col_indices, self.labels)
+                return
+            if self.labels != 1:
+                self.target, *indices = unique(layer.target, layer.crow_indices, layer.col_indices, self.labels)
+                self.indices = indices[0], indices[1]
                 return
             # one column is as small as the sparse one
             self.target = sparse.dense_target(layer.target, layer.crow_indices, layer.col_indices, self.labels)
@@ -80,13 +85,34 @@ class Matrices:
         self.target = reshaped(self.target, self.rows, self.labels)
 
 
+def _places(values: Tensor, crow_indices: Tensor, col_indices: Tensor, labels: int) -> tuple[Tensor, Tensor]:
+    if values.shape != col_indices.shape:
+        raise RuntimeError("linear_bce: a sparse target has one value per column index")
+    return sparse.places(crow_indices, col_indices, labels)
+
+
+def unique(values: Tensor, crow_indices: Tensor, col_indices: Tensor, labels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(values, crow_indices, col_indices) of the same target with rising columns, each once in its row, what was there
+    several times added up in order. Nothing waits for the device, so they are as long as before: the last belong to no
+    row."""
+    row, column = _places(values, crow_indices, col_indices, labels)
+    rows = crow_indices.numel() - 1
+    place, order = torch.sort(row * labels + column, stable=True)
+    first = torch.ones_like(place, dtype=torch.bool)
+    first[1:] = place[1:] != place[:-1]
+    number = first.cumsum(0) - 1
+    # torch adds up what has one place in the order in which it comes, on CUDA too
+    value = torch.zeros_like(values).index_put_((number,), values.index_select(0, order), accumulate=True)
+    places = torch.full_like(place, rows * labels).index_put_((number,), place)
+    starts = torch.arange(rows + 1, device=place.device) * labels
+    return value, torch.searchsorted(places, starts), places % labels
+
+
 class Positives:
     """The elements of a sparse target: sorted, each place once, what was there several times added up."""
 
     def __init__(self, values: Tensor, crow_indices: Tensor, col_indices: Tensor, labels: int) -> None:
-        if values.shape != col_indices.shape:
-            raise RuntimeError("linear_bce: a sparse target has one value per column index")
-        self.row, self.column = sparse.places(crow_indices, col_indices, labels)
+        self.row, self.column = _places(values, crow_indices, col_indices, labels)
         self.value = values
         place = self.row * labels + self.column
         if place.numel() < 2 or (place.diff() > 0).all():
@@ -117,9 +143,16 @@ def count(
         every = mask.sum().double()
     if ignore_index is None or not composite.holds(target.dtype, ignore_index):
         return every
-    listed = Positives(target, crow_indices, col_indices, shape[1])
-    # what is not listed is 0
-    ignored = listed.value != 0 if ignore_index == 0 else listed.value == ignore_index
+    if target.is_cpu:
+        listed = Positives(target, crow_indices, col_indices, shape[1])
+        value, row, column = listed.value, listed.row, listed.column
+        # what is not listed is 0
+        ignored = value != 0 if ignore_index == 0 else value == ignore_index
+    else:
+        value, crow, column = unique(target, crow_indices, col_indices, shape[1])
+        number = torch.arange(value.numel(), device=value.device)
+        row = (torch.searchsorted(crow, number, right=True) - 1).clamp_max(shape[0] - 1)
+        ignored = (value != 0 if ignore_index == 0 else value == ignore_index) & (number < crow[-1])
     if mask is not None:
-        ignored = ignored & mask[listed.row, listed.column]
+        ignored = ignored & mask[row, column]
     return ignored.sum().double() if ignore_index == 0 else every - ignored.sum()

@@ -97,7 +97,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         pos_weight: the weight of positive examples, likewise (a buffer).
         label_smoothing: in [0, 1]; moves the targets towards 1/2. (A Parameter is learnt, and in the ``state_dict``.)
         ignore_index: elements whose target has this value contribute nothing.
-        chunk_bytes: how many bytes a tile of the logits may take; None: 8 MiB on the CPU, else 32 MiB.
+        chunk_bytes: how many bytes a tile of the logits may take; None: 8 MiB on the CPU, else 256 MiB.
         device: of the parameters.
         dtype: of the parameters.
 

@@ -18,7 +18,8 @@ ignore_index=None, gamma=None, alpha=None)``; with ``gamma`` the loss is the foc
 ``linear_bce``           ``(*Layer, dtype, *options)``: the whole layer, by :mod:`fused_logistic.layer`;
                          ``linear_bce_with_grad`` and ``linear_bce_backward`` give the gradients that ``output_mask``
                          asks for
-``bce_tile_``            a kernel of the layer: the losses of a tile of its logits, whose gradients take their place
+``bce_tile_``            a kernel of the layer: the losses of a tile of its logits, whose gradients take their place;
+                         sums are added to what ``loss_sum`` and ``bias_sum`` have (csrc/tile_operands.h)
 ``linear_bce_single``    another: a layer with one label in one pass over its input
 ``empty``                ``(size, dtype)``: memory on the CPU, a large one from the blocks that are kept
 =======================  =============================================================================================

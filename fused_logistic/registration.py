@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, batching, checks, composite, layer, ops
+from . import autograd, batching, checks, composite, layer, ops, tiles
 from .ops import Layer
 
 # ---- Autograd --------------------------------------------------------------------------------------------------------
@@ -65,7 +65,9 @@ def _without_autograd(op: Any) -> Callable[..., Any]:
         with ops.below_autograd():
             result = op(*args)
         if op._schema.is_mutable:
-            torch.autograd.graph.increment_version([t for t in args[: 1 + (op is ops.bce_tile_)] if t is not None])
+            torch.autograd.graph.increment_version(
+                [t for t in args[: 4 if op is ops.bce_tile_ else 1] if t is not None]
+            )
         return result
 
     return kernel
@@ -193,6 +195,7 @@ def _register() -> None:
     for name in ("bce_backward_", "bce_tile_", "linear_bce_single"):
         _library.impl(name, _without_autograd(getattr(ops, name)), "Autograd")
     _library.impl("bce_backward_", _made_again, "CompositeExplicitAutograd")
+    _library.impl("bce_tile_", tiles.bce_tile_, "CompositeExplicitAutograd")
     torch.library.register_fake("fused_logistic::bce_backward_", checks.bce_backward_)
     for op, rule in batching.RULES.items():
         torch.library.register_vmap(op, rule)

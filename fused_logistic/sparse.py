@@ -34,8 +34,9 @@ def linear_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
 
 
 def _has_values(tensor: Tensor) -> bool:
-    """Whether Python can look at them: not while a graph is captured, in a batch of vmap or in a fake tensor."""
-    if torch.compiler.is_compiling() or type(tensor) is not Tensor or tensor.is_meta:
+    """Whether Python can look at them and waits for no device: not while a graph is captured, in a batch of vmap or in
+    a fake tensor."""
+    if not tensor.is_cpu or torch.compiler.is_compiling() or type(tensor) is not Tensor or tensor.is_meta:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
@@ -55,7 +56,7 @@ def places(crow_indices: Tensor, col_indices: Tensor, labels: int, name: str = "
     """The row and the column of every value of a sparse target ``[rows, labels]``, or of what has that name.
 
     torch does not check indices unless asked to. Here wrong ones raise: a ValueError, or, where nobody can look at them
-    yet, a RuntimeError as soon as they are computed.
+    yet, a RuntimeError as soon as they are computed; on a GPU a failed assertion of the device.
     """
     number = col_indices.numel()
     op = checks.LAYER
@@ -70,16 +71,23 @@ def places(crow_indices: Tensor, col_indices: Tensor, labels: int, name: str = "
 
 
 def csr_of_coo(coo: Tensor, name: str = "target") -> tuple[Tensor, Tensor, Tensor]:
-    """(values, crow_indices, col_indices) of a sparse COO tensor ``[rows, columns]``, differentiable in its values."""
-    limits = torch.tensor(coo.shape, device=coo.device).unsqueeze(-1)
+    """(values, crow_indices, col_indices) of a sparse COO tensor ``[rows, columns]``, differentiable in its values.
+
+    A target that needs no derivative and is not on the CPU keeps its duplicates: to look for them is to wait.
+    """
     found = coo._indices()
     # first: coalesced, a column that is too large would be one of the next row
     inside = f"{checks.LAYER}: expected indices of a sparse {name} inside of {list(coo.shape)}, got others"
-    _require((((found >= 0) & (found < limits)).all(), inside))
-    coo = coo.coalesce()
-    row, column = coo.indices()
+    within = (found >= 0).all() & (found[0] < coo.shape[0]).all() & (found[1] < coo.shape[1]).all()
+    _require((within, inside))
+    if coo.is_cpu or coo.requires_grad or name != "target":
+        coo = coo.coalesce()
+        values, (row, column) = coo.values(), coo.indices()
+    else:
+        row, order = torch.sort(found[0], stable=True)
+        values, column = coo._values().index_select(0, order), found[1].index_select(0, order)
     crow_indices = torch.searchsorted(row.contiguous(), torch.arange(coo.shape[0] + 1, device=row.device))
-    return coo.values(), crow_indices, column
+    return values, crow_indices, column
 
 
 def dense_target(target: Tensor, crow_indices: Tensor | None, col_indices: Tensor | None, labels: int) -> Tensor:

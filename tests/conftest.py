@@ -71,6 +71,14 @@ def layer_arguments(input, linear_weight, linear_bias, target, crow=None, col=No
             chunk_bytes, *last, label_smoothing, ignore_index)  # fmt: skip
 
 
+def tile_arguments(logits, target, weight=None, pos_weight=None, mask=None, grad_output=None, scale=1.0, losses=None,
+                   loss_sum=None, bias_sum=None, crow=None, col=None, count=None, label=0, whole=True, wants_grad=True,
+                   label_smoothing=0.0, ignore_index=None, gamma=None, alpha=None):  # fmt: skip
+    """Those of bce_tile_."""
+    return (logits, losses, loss_sum, bias_sum, target, crow, col, weight, pos_weight, mask, grad_output, count, scale,
+            label, whole, wants_grad, label_smoothing, ignore_index, gamma, alpha)  # fmt: skip
+
+
 def first_requires_grad(arguments: tuple, asked: bool) -> tuple:
     """The arguments, of which the first is made to require a gradient if that is asked for and possible."""
     first = arguments[0]

@@ -215,11 +215,11 @@ def plant(csrc, function: str, edit: Edit) -> None:
     file.write_text(text[:start] + edit.after + text[end:])
 
 
-def build(folder, kernels, function="", edits=()):
+def build(folder, kernels, function="", edits=(), header="kernels.cuh"):
     """The kernels as they are, or with one fault."""
     shutil.copytree(CSRC, folder / "csrc")
     source = folder / "csrc" / "faulty.cu"
-    source.write_text('#include "cuda/kernels.cuh"\nnamespace fused_logistic {' + kernels + "}\n")
+    source.write_text(f'#include "cuda/{header}"\nnamespace fused_logistic {{{kernels}}}\n')
     for edit in edits:
         plant(folder / "csrc", function, edit)
     return load(80, source, cache=folder)

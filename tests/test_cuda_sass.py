@@ -16,7 +16,7 @@ import pytest
 from cuda_kernels import FLAGS
 from ptx import toolchain
 
-SAMPLE = Path(__file__).with_name("cuda_sample.cu")
+SAMPLE, TILE_SAMPLE = (Path(__file__).with_name(f"cuda_{name}.cu") for name in ("sample", "tile_sample"))
 ONE_PASS = (
     "elements_kernel<(fused_logistic::Output)1, fused_logistic::Bce, (fused_logistic::Terms)0, "
     "fused_logistic::Typed<{0}, fused_logistic::Types<{0}> > >"
@@ -63,7 +63,30 @@ def test_one_pass(cubin, kind, record_property):
     assert each <= LIMIT
 
 
-def test_no_local_memory(cubin):
+TILE = (
+    "tile_kernel<(fused_logistic::Output)1, fused_logistic::Bce, (fused_logistic::Terms)0, "
+    "fused_logistic::Typed<{0}, fused_logistic::Types<{0}> >, {1}>"
+)
+
+
+@pytest.fixture(scope="module", params=[80, 90])
+def tile_cubin(request):
+    return toolchain.compile_cubin(TILE_SAMPLE, request.param, flags=FLAGS)
+
+
+@pytest.mark.parametrize("kind,sparse", [(kind, "false") for kind in TYPES] + [("float", "true")])
+def test_tile(tile_cubin, kind, sparse):
+    """In place: for a row of four one load of the logits, one of the targets, but for sparse ones, and one store."""
+    bits = TYPES[kind][0]
+    code = [opcode(line) for line in toolchain.sass(tile_cubin, TILE.format(kind, sparse))]
+    store = code.index(f"STG.E.{bits}")
+    first = [i for i in range(store) if code[i] == "MUFU.RCP"][-4]
+    assert code[first - 100 : first].count(f"LDG.E.{bits}") == (1 if sparse == "true" else 2)
+    assert not [op for op in code[first - 100 : first] if op.startswith("LDG.E") and op != f"LDG.E.{bits}"]
+    assert sparse == "false" or "LDS.128" in code
+
+
+def test_no_local_memory(cubin, tile_cubin):
     """Nothing spills, and no array ended up in memory."""
     for function in re.findall(r"Function : (\S+)", toolchain._disassemble(str(cubin), Path(cubin).stat().st_mtime_ns)):
         code = toolchain.sass(cubin, function)

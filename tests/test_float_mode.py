@@ -9,7 +9,7 @@ import torch
 
 import fused_logistic as fl
 from fused_logistic import _C, ops
-from tests.conftest import grad_arguments, layer_arguments, loss_arguments, same_bits
+from tests.conftest import grad_arguments, layer_arguments, loss_arguments, same_bits, tile_arguments
 
 N = 3 * _C.CHUNK + 17
 
@@ -136,7 +136,8 @@ def test_tiles(mode, isa):
         found = []
         for part in (target[:, :300], target[:, 100:400]):
             grad = logits.clone()
-            loss = ops.bce_tile_(grad, None, part, None, None, None, None, 1e-3, False, True)
+            loss = torch.zeros((), dtype=torch.double)
+            ops.bce_tile_(*tile_arguments(grad, part, scale=1e-3, whole=False, loss_sum=loss))
             found += [loss, grad]
         return found
 

@@ -8,7 +8,7 @@ import torch
 
 import fused_logistic as fl
 from fused_logistic import _C, ops, reference
-from tests.conftest import grad_arguments, layer_arguments, loss_arguments, same_bits
+from tests.conftest import grad_arguments, layer_arguments, loss_arguments, same_bits, tile_arguments
 
 INF = math.inf
 
@@ -114,8 +114,9 @@ def test_neighbours_keep_their_bits(dtype, gamma, isa):
         tiles = []
         for weights in (special[2], finite):
             tile = special[0].clone().view(1, n)
-            rest = (special[1].view(1, n), special[3].view(1, n), weights.view(1, n), None, None)
-            tiles += [tile, ops.bce_tile_(tile, None, *rest, 1.0, True, True, 0.0, None)]
+            loss, weights = torch.zeros((), dtype=torch.double), (special[3].view(1, n), weights.view(1, n))
+            ops.bce_tile_(*tile_arguments(tile, special[1].view(1, n), *weights, loss_sum=loss))
+            tiles += [tile, loss]
         assert same_bits(tiles[0], tiles[2]) and same_bits(tiles[1], tiles[3])
         assert same_bits(tiles[0].view(-1), expected[1])
 

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import grad_arguments, loss_arguments, same_bits
+from conftest import grad_arguments, loss_arguments, same_bits, tile_arguments
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fused_logistic as fl
@@ -18,7 +18,6 @@ ONE, HALF = torch.ones(()), torch.full((), 0.5)
 NOTHING = torch.empty(0)
 REST = (None,) * 4
 GRAD = (*REST, ops.SUM)  # after the target of bce_backward_
-TILE = (None, None, None, None, 1.0, True, True)
 SINGLE = (torch.randn(4, 2), torch.randn(2), None, Y[:, 0], None, None, None)
 
 
@@ -41,11 +40,13 @@ SINGLE = (torch.randn(4, 2), torch.randn(2), None, Y[:, 0], None, None, None)
         (ops.bce_backward_, (Z.double(), HALF, None, Z, Y, *GRAD), "grad_logits"),
         (ops.bce_backward_, (torch.empty(3, 4).t(), HALF, None, Z, Y, *GRAD), "grad_logits"),
         (ops.bce_backward_, (Z.clone(), Y, None, Z, Y, *GRAD), "grad_"),
-        (ops.bce_tile_, (Z.clone(), Z[:2].clone(), Y, *TILE), "losses"),
-        (ops.bce_tile_, (Z.clone(), None, Y[0], *TILE), "target"),
-        (ops.bce_tile_, (Z.clone(), None, Y[:, :2], None, None, None, None, 1.0, False, True), "target is not"),
-        (ops.bce_tile_, (Z.clone(), None, Y, Y[:3], None, None, None, 1.0, False, True), "broadcast"),
-        (ops.bce_tile_, (Z[0].clone(), None, Y, *TILE), "matrix"),
+        (ops.bce_tile_, tile_arguments(Z.clone(), Y, losses=Z[:2].clone()), "losses"),
+        (ops.bce_tile_, tile_arguments(Z.clone(), Y[0]), "target"),
+        (ops.bce_tile_, tile_arguments(Z.clone(), Y[:, :2], whole=False), "target is not"),
+        (ops.bce_tile_, tile_arguments(Z.clone(), Y, Y[:3], whole=False), "broadcast"),
+        (ops.bce_tile_, tile_arguments(Z[0].clone(), Y), "matrix"),
+        (ops.bce_tile_, tile_arguments(Z.clone(), Y, loss_sum=ONE.clone()), "loss_sum is not one float64"),
+        (ops.bce_tile_, tile_arguments(Z.clone(), Y, bias_sum=torch.zeros(3)), "for other devices"),
         (ops.linear_bce_single, (*SINGLE, None, None, 7, torch.float32, [True] * 3), "reduction"),
         (ops.linear_bce_single, (*SINGLE, None, None, ops.NONE, torch.float32, [True] * 3), "reduction"),
         (torch.ops.fused_logistic.empty, ([-1], torch.float32), "negative"),
@@ -71,7 +72,7 @@ def test_what_writes_in_place_says_so():
     grad = ops.bce_with_grad(*loss_arguments(Z, Y))[1]
     for tensor, write in (
         (grad, lambda: ops.bce_backward_(grad, HALF, None, *grad_arguments(Z, Y)[:7])),
-        (logits := Z.clone(), lambda: ops.bce_tile_(logits, None, Y, *TILE)),
+        (logits := Z.clone(), lambda: ops.bce_tile_(*tile_arguments(logits, Y))),
     ):
         factor = torch.ones(4, 3, requires_grad=True)
         product = (tensor * factor).sum()

@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../tile_operands.h"
 #include "kernels.h"
 #include "launch.h"
 
@@ -94,14 +95,11 @@ Tensor first_row(const Tensor& matrix) {
   return torch::stable::narrow(self, 0, 0, 1);
 }
 
-Tensor tile_cpu(Tensor& logits, const OptionalTensor& losses, const Tensor& target, const OptionalTensor& weight,
-                const OptionalTensor& pos_weight, const OptionalTensor& mask, const OptionalTensor& grad_output,
-                double scale, bool whole, bool wants_grad, FL_OPTIONS) {
+void tile_cpu(Tensor& logits, FL_TILE_OPERANDS, FL_OPTIONS) {
   require(logits.dim() == 2 && logits.is_contiguous() && logits.numel() > 0, "bce_tile_", "logits are no whole matrix");
-  const Output output = losses.has_value()        ? Output::kLoss
-                        : grad_output.has_value() ? Output::kGradLogits
-                        : wants_grad              ? Output::kLossSumAndGrad
-                                                  : Output::kLossSum;
+  require(!bias_sum.has_value() && !crow_indices.has_value() && !col_indices.has_value() && !count.has_value(),
+          "bce_tile_", "bias_sum, indices and count are for other devices");
+  const Output output = tile_output(losses, loss_sum, wants_grad);
   const Tensor& out = losses.has_value() ? *losses : logits;
   require(out.dim() == 2 && out.size(0) == logits.size(0) && out.size(1) == logits.size(1) &&
               (out.size(1) == 1 || out.stride(1) == 1) && (!whole || out.is_contiguous()) && target.dim() == 2,
@@ -115,12 +113,17 @@ Tensor tile_cpu(Tensor& logits, const OptionalTensor& losses, const Tensor& targ
   if (grad_output.has_value()) on.set_grad_output(*part(grad_output));
   on.set_out(out);
   on.problem.scale = scale;
-  if (whole) return scalar_tensor(run(on.problem, output), ScalarType::Double);
-  RowOperands row(logits.size(0), logits.size(1));
-  const Rows rows = {on.problem,  logits.size(0),   row(logits),
-                     row(target), row(weight),      row(pos_weight),
-                     row(mask),   row(grad_output), out.stride(0) * int64_t(out.element_size())};
-  return scalar_tensor(run_rows(rows, output), ScalarType::Double);
+  double loss = 0;
+  if (whole) {
+    loss = run(on.problem, output);
+  } else {
+    RowOperands row(logits.size(0), logits.size(1));
+    const Rows rows = {on.problem,  logits.size(0),   row(logits),
+                       row(target), row(weight),      row(pos_weight),
+                       row(mask),   row(grad_output), out.stride(0) * int64_t(out.element_size())};
+    loss = run_rows(rows, output);
+  }
+  if (has_sum(output)) in_float_mode([&] { *static_cast<double*>(loss_sum->mutable_data_ptr()) += loss; });
 }
 
 // ---- One output --------------------------------------------------------------------------------------------------
