@@ -59,8 +59,9 @@ FAULTS = {
 def check_dense(module):
     torch.manual_seed(0)
     both = Output.LossSumAndGrad
-    for rows, columns in [(19, 13), (150, 6)]:
-        compare(module, both, 3 * torch.randn(rows, columns), torch.rand(rows, columns), padding=3, schedule="reverse")
+    for rows, columns, padding, strip_rows in [(19, 13, 3, 8), (50, 12, 4, 24), (150, 6, 2, 16), (19, 260, 0, 8)]:
+        logits, target = 3 * torch.randn(rows, columns), torch.rand(rows, columns)
+        compare(module, both, logits, target, padding=padding, strip_rows=strip_rows, schedule="reverse")
     large = torch.full((9, 4), 3e38)
     exact = torch.nn.functional.binary_cross_entropy_with_logits(
         large.double(), torch.zeros(9, 4).double(), reduction="sum"
@@ -96,11 +97,13 @@ def check_sparse(module):
     torch.manual_seed(0)
     dense, logits = torch.rand(30, 520).where(torch.rand(30, 520) < 0.03, 0), torch.randn(25, 500)
     dense[11:19] = 0  # a group without any
+    dense[3:7, 7] = dense[4:9, 506] = dense[5:9, 507] = 0.7  # beside the edges
     row, col = dense.nonzero().T
     crow = torch.searchsorted(row, torch.arange(31))
     tile, part = (dense[row, col], crow[3:29], col.contiguous()), dense[3:28, 7:507]
-    for schedule in ("lockstep", "reverse"):
-        compare(module, Output.LossSumAndGrad, logits, tile, dense=part, first_column=7, schedule=schedule)
+    for schedule, strip_rows in (("lockstep", 8), ("reverse", 24)):
+        options = {"dense": part, "first_column": 7, "schedule": schedule, "strip_rows": strip_rows}
+        compare(module, Output.LossSumAndGrad, logits, tile, **options)
 
 
 def check_finish(module):

@@ -79,6 +79,7 @@ def run(
     loss=0.0,
     padding=0,  # between the rows of logits and losses
     shift=0,  # of all operands from an aligned address, in elements
+    strip_rows=None,  # other than by tile_plan, as only a large tile has them
     schedule="lockstep",
     seed=0,
 ) -> Result:
@@ -150,6 +151,9 @@ def run(
         launch.bias_sum, launch.bias_dtype = sums.addr, CODES[bias.dtype]
     plan = _C.cuda_tile_plan(bytes(launch), int(output))
     launch = TileLaunch.from_buffer_copy(plan["launch"])
+    if strip_rows is not None:
+        launch.strip_rows, launch.row_blocks = strip_rows, -(-rows // (strip_rows * (128 >> launch.shift)))
+        plan["grid"] = launch.row_blocks * launch.column_blocks
     if launch.loss_sum:
         launch.loss_sums = memory.empty(plan["grid"], "f8").addr
     if launch.bias_sum:
@@ -284,9 +288,8 @@ def compare(kernels, output, logits, target, *, dense=None, bias=True, **options
     is_double = torch.float64 in (logits.dtype, (target[0] if isinstance(target, tuple) else target).dtype)
     sums = torch.rand(logits.shape[1], dtype=torch.float64 if is_double else torch.float32) if wants_bias else None
     result = run(kernels, output, logits, target, bias=sums, loss=1.5, **options)
-    given = {
-        k: v for k, v in options.items() if k not in ("padding", "shift", "schedule", "seed", "first_column", "count")
-    }
+    harness = ("padding", "shift", "strip_rows", "schedule", "seed", "first_column", "count")
+    given = {key: value for key, value in options.items() if key not in harness}
     if options.get("count") is not None:
         given["scale"] = 1 / options["count"].item()
     dense = target if dense is None else dense

@@ -28,7 +28,7 @@ FL_DEVICE void load_columns(const T* data, int64_t count, bool whole, A (&out)[k
 
 template <Output kOutput, Terms kTerms, class C>
 FL_DEVICE void evaluate_row(const ElementAccess<C>& row, const Settings<C>& settings) {
-  evaluate_element<kOutput, Bce, kTerms, is_grouped(kOutput, kTerms)>(row, settings);
+  evaluate_element<kOutput, Bce, kTerms, is_grouped<Bce>(kOutput, kTerms)>(row, settings);
 }
 template <Output kOutput, class C>
 FL_DEVICE void evaluate_row(bool plain, const ElementAccess<C>& row, const Settings<C>& settings) {
