@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kTileThreads, (tile_shape<L, kTerms, T>().bloc
     tile_kernel(const TileLaunch launch) {
   using C = typename T::C;
   constexpr int N = kPerThread, kRows = tile_shape<L, kTerms, T>().rows;
-  constexpr bool kGrouped = is_grouped(kOutput, kTerms), kHasGrad = kOutput != Output::kLoss;
+  constexpr bool kGrouped = is_grouped<L>(kOutput, kTerms), kHasGrad = kOutput != Output::kLoss;
   const Problem& problem = launch.problem;
   const Lies& lies = launch.lies;
   using Factor = Source<C, typename T::Factor, true>;

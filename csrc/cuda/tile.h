@@ -80,7 +80,7 @@ inline TilePlan tile_plan(TileLaunch& launch, Output output) {
   TilePlan plan = {output, terms_of(of, output), false};
   const bool single = is_constant(of.grad_output);
   if (output == Output::kLossSum || (output == Output::kGradLogits && single)) plan.output = Output::kLossSumAndGrad;
-  if (plan.terms == Terms::kWeights) plan.terms = Terms::kAll;
+  if (plan.terms == Terms::kWeights || of.options.loss != Loss::kBce) plan.terms = Terms::kAll;
   const DType logits = of.logits.dtype, target = of.target.dtype;
   const auto weight = [&](const Operand& operand) {
     return is_constant(operand) || operand.dtype == logits || operand.dtype == DType::kFloat32;
