@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +14,16 @@ import fused_logistic as fl
 
 from .cases import LAYER, Case, Plan, register
 
-TILE = 2048, 1024  # of logits, rows and labels: as ours with 30,000 labels on the CPU
+TILES = {"cpu": (2048, 1024), "cuda": (4096, 16384)}  # of logits, rows and labels: as ours with 30,000 labels
+MEASURED = ("fused", "eager")  # the memory of these
 Step = Callable[[], object]
 
 
-def _step(loss: Callable[..., Tensor], leaves: tuple[Tensor, ...], target: Tensor) -> Step:
+def step(loss: Callable[..., Tensor], leaves: Sequence[Tensor], *others: Tensor) -> Step:
     """Forward and backward; the gradients are dropped each time, as a training loop does it."""
 
     def run() -> None:
-        loss(*leaves, target).backward()
+        loss(*leaves, *others).backward()
         for leaf in leaves:
             leaf.grad = None
 
@@ -50,24 +51,24 @@ def one_label(rows: int, features: int, device: str) -> dict[str, Step]:
     target = (torch.rand(rows, 1, device=device) < 0.5).float()
     torch._dynamo.reset()
     return {
-        "fused": _step(_ours, leaves, target),
-        "eager": _step(_eager, leaves, target),
-        "compile": _step(torch.compile(_eager, dynamic=False), leaves, target),
+        "fused": step(_ours, leaves, target),
+        "eager": step(_eager, leaves, target),
+        "compile": step(torch.compile(_eager, dynamic=False), leaves, target),
         "read": x.sum,
     }
 
 
-def _products(x: Tensor, weight: Tensor) -> None:
-    """The three matrix products that a step cannot do without, in tiles as ours."""
+def products(x: Tensor, weight: Tensor, tile: tuple[int, int]) -> None:
+    """The three matrix products that a step cannot do without, in tiles of so many rows and labels, as ours."""
     x_grad, weight_grad = torch.empty_like(x), torch.empty_like(weight)
-    tile = x.new_empty(TILE[0] * TILE[1])
-    for label, row in itertools.product(range(0, len(weight), TILE[1]), range(0, len(x), TILE[0])):
-        some_x, some_weight = x[row : row + TILE[0]], weight[label : label + TILE[1]]
-        logits = tile[: len(some_x) * len(some_weight)].view(len(some_x), len(some_weight))
+    memory = x.new_empty(tile[0] * tile[1])
+    for label, row in itertools.product(range(0, len(weight), tile[1]), range(0, len(x), tile[0])):
+        some_x, some_weight = x[row : row + tile[0]], weight[label : label + tile[1]]
+        logits = memory[: len(some_x) * len(some_weight)].view(len(some_x), len(some_weight))
         torch.mm(some_x, some_weight.T, out=logits)
         for grad, a, b, partial in (
-            (x_grad[row : row + TILE[0]], logits, some_weight, label > 0),
-            (weight_grad[label : label + TILE[1]], logits.T, some_x, row > 0),
+            (x_grad[row : row + tile[0]], logits, some_weight, label > 0),
+            (weight_grad[label : label + tile[1]], logits.T, some_x, row > 0),
         ):
             torch.addmm(grad, a, b, beta=float(partial), out=grad)
 
@@ -76,9 +77,9 @@ def many_labels(rows: int, features: int, labels: int, device: str) -> dict[str,
     x, weight, _ = leaves = _tensors(rows, features, labels, device, grad_of_x=True)
     target = (torch.rand(rows, labels, device=device) < 0.01).float()
     return {
-        "fused": _step(_ours, leaves, target),
-        "eager": _step(_eager, leaves, target),
-        "products": functools.partial(_products, x.detach(), weight.detach()),
+        "fused": step(_ours, leaves, target),
+        "eager": step(_eager, leaves, target),
+        "products": functools.partial(products, x.detach(), weight.detach(), TILES[device]),
     }
 
 
@@ -90,12 +91,14 @@ def sparse_labels(rows: int, features: int, labels: int, positives: int, device:
     ones = torch.ones(rows * positives, device=device)
     sparse = torch.sparse_csr_tensor(starts, columns.flatten(), ones, (rows, labels))
     dense = torch.zeros(rows, labels, device=device).scatter_(1, columns, 1.0)
-    return {"fused": _step(_ours, leaves, sparse), "eager": _step(_eager, leaves, dense)}
+    return {"fused": step(_ours, leaves, sparse), "eager": step(_eager, leaves, dense)}
 
 
 @register
 def cases(plan: Plan) -> Iterator[Case]:
-    rows, features = (1 << 18, 512) if plan.full else (1 << 16, 256)
+    cuda = plan.device == "cuda"
+    large = plan.full or cuda  # a GPU is busy with nothing less
+    rows, features = (1 << (20 if cuda else 18), 512) if large else (1 << 16, 256)
     yield Case(
         kernel=LAYER,
         mode="full",
@@ -106,10 +109,10 @@ def cases(plan: Plan) -> Iterator[Case]:
         candidates=functools.partial(one_label, rows, features, plan.device),
         rounds=plan.rounds(expensive=False),
         bytes=4 * rows * features,
-        targets={"read": 1 / 1.3, "eager": 4.0} if plan.full else {},
-        memory=("fused", "eager"),
+        targets={"read": 1 / 1.3, "eager": 4.0} if plan.full and not cuda else {},
+        memory=MEASURED if plan.full or not cuda else (),
     )
-    rows, features, labels = (4096, 512, 30_000) if plan.full else (512, 256, 8192)
+    rows, features, labels = (4096, 512, 30_000) if large else (512, 256, 8192)
     yield Case(
         kernel=LAYER,
         mode="full",
@@ -119,12 +122,12 @@ def cases(plan: Plan) -> Iterator[Case]:
         device=plan.device,
         candidates=functools.partial(many_labels, rows, features, labels, plan.device),
         rounds=5,
-        targets={"products": 1 / 1.05, "eager": 1.7} if plan.full else {},
-        memory=("fused", "eager"),
+        targets={"products": 1 / 1.05, "eager": 1.7} if plan.full and not cuda else {},
+        memory=MEASURED if plan.full or not cuda else (),
         # beyond the gradients of input, weight and bias
         memory_target=(64 << 20) + 4 * (rows * features + labels * (features + 1)),
     )
-    rows, features, labels = (64, 128, 1_000_000) if plan.full else (64, 64, 100_000)
+    rows, features, labels = (64, 128, 1_000_000) if large else (64, 64, 100_000)
     yield Case(
         kernel=LAYER,
         mode="full",
@@ -134,6 +137,6 @@ def cases(plan: Plan) -> Iterator[Case]:
         device=plan.device,
         candidates=functools.partial(sparse_labels, rows, features, labels, 10, plan.device),
         rounds=5,
-        memory=("fused", "eager"),
+        memory=MEASURED if plan.full or not cuda else (),
         memory_target=(256 << 20) + 4 * (rows * features + labels * (features + 1)),
     )
