@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import composite, ops
 from .options import Options
 
 
@@ -59,9 +59,10 @@ class Pairs:
         self.is_batch = batch > 0
 
     def loss(self) -> Tensor:
-        """``bce``, in which autograd decides anew how that is differentiated."""
+        """``bce``, in which autograd decides anew how that is differentiated; exported, core operators."""
         reduction = ops.NONE if self.is_batch else ops.SUM
-        losses = ops.bce(*self.operands, reduction, self.scale.dtype, *Options())
+        bce = composite.bce if torch.compiler.is_exporting() else ops.bce
+        losses = bce(*self.operands, reduction, self.scale.dtype, *Options())
         return (losses.sum((-2, -1)) if self.is_batch else losses) / self.number
 
     def gradients(self, grad_output: Tensor, output_mask: Sequence[bool], has_bias: bool) -> tuple[Tensor, ...]:

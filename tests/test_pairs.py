@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 import fused_logistic as fl
 from fused_logistic import _C, ops, pairs
@@ -296,6 +297,30 @@ def test_compiled():
             leaves = operands(n, 3)
             for a, b in zip(step(compiled, leaves, 3.0), step(ours, leaves, 3.0), strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_exported():
+    """In core operators, which load without this package."""
+
+    class Model(torch.nn.Module):
+        def forward(self, *given):
+            return ours(*given)
+
+    given = tuple(t.detach() for t in operands(6, 3))
+    program = torch.export.export(Model(), given)
+    assert not [node for node in program.graph.nodes if "fused_logistic" in str(node.target)]
+    torch.testing.assert_close(program.module()(*given), ours(*given), rtol=1e-12, atol=0)
+
+
+def test_layouts_and_checkpoint():
+    image, text = torch.randn(3, 7, dtype=torch.double).t(), torch.randn(14, 3, dtype=torch.double)[::2]
+    leaves = [t.requires_grad_() for t in (image, text, *(n.detach() for n in operands(1, 1)[2:]))]
+    expected = step(formula, leaves)
+    for a, b in zip(step(ours, leaves, tile_bytes=8 * 9), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    again = step(lambda *t: checkpoint(ours, *t, use_reentrant=False), leaves)
+    for a, b in zip(again, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
 def test_opcheck():
