@@ -45,7 +45,7 @@ class CudaLayer {
     launch.grad_bias = data(results.grad_bias);
     if (results.loss != nullptr) launch.loss_dtype = dtype_of(results.loss->scalar_type());
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_.index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_.index(), &stream));
     if (parts > 0) {
       launch_single(launch, static_cast<cudaStream_t>(stream));
       STD_CUDA_KERNEL_LAUNCH_CHECK();

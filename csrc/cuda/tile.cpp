@@ -117,7 +117,7 @@ void tile_cuda(Tensor& logits, FL_TILE_OPERANDS, FL_OPTIONS) {
     launch.column_sums = column_sums->mutable_data_ptr();
   }
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(logits.device().index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(logits.device().index(), &stream));
   launch_tile(launch, plan, static_cast<CUstream_st*>(stream));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   if (launch.loss_sum == nullptr && launch.bias_sum == nullptr) return;
