@@ -51,5 +51,6 @@ STABLE_TORCH_LIBRARY(fused_logistic, m) {
       "pairs_tile_(Tensor(a!) similarities, Tensor(b!)? grad, Tensor(c!) sums, Tensor scale, Tensor? bias, int? "
       "diagonal, float factor, bool wants_grad) -> ()");
 
+  m.def("scale_(Tensor(a!) gradient, Tensor factor) -> ()");
   m.def("empty(int[] size, ScalarType dtype) -> Tensor");
 }

@@ -295,8 +295,8 @@ def _scaled(grad: Tensor, grad_output: Tensor) -> Tensor:
     if factor == 1:
         return grad
     if factor is not None and math.isfinite(factor):
-        return grad.mul_(grad_output)
-    return matrices.multiplied_(grad, grad_output)
+        return grad.mul_(factor)
+    return matrices.scaled_(grad, grad_output)
 
 
 def _is_sharded(operands: tuple[Tensor, Tensor, Tensor | None]) -> bool:
@@ -371,10 +371,7 @@ class SigmoidContrastive(torch.autograd.Function):
         if gradients is None:
             gradients = ops.pairs_backward(grad_output, *operands, ctx.tile_bytes, ctx.output_mask)
         else:  # of the arithmetic's dtype: scaled before they are rounded, so that fp16 loses nothing
-            if torch.compiler.is_compiling() or recorded():
-                gradients = [g * grad_output for g in gradients]
-            elif known(grad_output) != 1:
-                gradients = [g.mul_(grad_output) for g in gradients]
+            gradients = [_scaled(g, grad_output) for g in gradients]
             gradients = composite_pairs.like_operands(gradients, operands, ctx.output_mask)
         return *(g if asked else None for g, asked in zip(gradients, ctx.output_mask, strict=True)), None
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import checks, ops
-from .matrices import Matrices, Positives, each, multiplied_, narrowed, reshaped
+from .matrices import Matrices, Positives, each, narrowed, reshaped, scaled_
 from .ops import Layer
 from .options import Options
 
@@ -273,7 +273,7 @@ class _Tiled:
         factor, grad_output = self.factor, self.matrices.grad_output
         if grad_output is not None and self.is_one_factor:
             factor = factor * grad_output.reshape(())
-        return multiplied_(gradient, factor)
+        return scaled_(gradient, factor)
 
     def sparse(self, logits: Tensor, tile: _Tile, positives: Positives, part: slice) -> None:
         """All but the positives have the target 0. On the CPU; elsewhere the op looks for them itself.

@@ -29,10 +29,19 @@ def narrowed(tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
     return tensor if tensor.shape[dim] == length else tensor.narrow(dim, start, length)
 
 
-def multiplied_(gradient: Tensor, factor: Tensor) -> Tensor:
+def scale_(gradient: Tensor, factor: Tensor) -> None:
+    """The op where there is no kernel for it, which would take one pass."""
+    kept = (gradient == 0) & ~factor.isfinite()
+    gradient.copy_(torch.where(kept, gradient, gradient * factor))
+
+
+def scaled_(gradient: Tensor, factor: Tensor) -> Tensor:
     """``gradient *= factor``, where 0 stays 0 even times infinity: it may be of elements that are left out."""
-    zeros = gradient == 0
-    return gradient.mul_(factor).masked_fill_(zeros, 0)
+    if gradient.is_contiguous():
+        ops.call(ops.scale_, gradient, factor)
+    else:
+        scale_(gradient, factor)
+    return gradient
 
 
 def _as_matrix(tensor: Tensor, shape: Sequence[int]) -> Tensor:

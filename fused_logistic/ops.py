@@ -25,6 +25,8 @@ ignore_index=None, gamma=None, alpha=None)``; with ``gamma`` the loss is the foc
                          by :mod:`fused_logistic.pairs`; ``pairs_with_grad`` gives with it the gradients that
                          ``output_mask`` asks for, in the arithmetic's dtype, ``pairs_backward`` those in the operands'
 ``pairs_tile_``          a kernel of it: turns a tile's similarities into gradients, and adds to the sums
+``scale_``               ``(gradient, factor)``: ``gradient *= factor``, one number; 0 stays 0 even times infinity, for
+                         it may be of elements that are left out
 ``empty``                ``(size, dtype)``: memory on the CPU, a large one from the blocks that are kept
 =======================  =============================================================================================
 
@@ -61,6 +63,7 @@ pairs = torch.ops.fused_logistic.pairs.default
 pairs_with_grad = torch.ops.fused_logistic.pairs_with_grad.default
 pairs_backward = torch.ops.fused_logistic.pairs_backward.default
 pairs_tile_ = torch.ops.fused_logistic.pairs_tile_.default
+scale_ = torch.ops.fused_logistic.scale_.default
 empty = torch.ops.fused_logistic.empty.default
 
 NONE, MEAN, SUM = 0, 1, 2  # torch's numbers for the reductions

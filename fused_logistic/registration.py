@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, batching, checks, composite, composite_pairs, layer, ops, pairs, tiles
+from . import autograd, batching, checks, composite, composite_pairs, layer, matrices, ops, pairs, tiles
 from .ops import Layer
 
 # ---- Autograd --------------------------------------------------------------------------------------------------------
@@ -229,10 +229,11 @@ def _register() -> None:
         )
         _library.impl(name, _after(check, other), "CompositeExplicitAutograd")
         torch.library.register_fake(f"fused_logistic::{name}", _after(check, like))
-    for name in ("bce_backward_", "bce_tile_", "linear_bce_single", "pairs_tile_"):
+    for name in ("bce_backward_", "bce_tile_", "linear_bce_single", "pairs_tile_", "scale_"):
         _library.impl(name, _without_autograd(getattr(ops, name)), "Autograd")
     _library.impl("bce_backward_", _made_again, "CompositeExplicitAutograd")
     _library.impl("bce_tile_", tiles.bce_tile_, "CompositeExplicitAutograd")
+    _library.impl("scale_", matrices.scale_, "CompositeExplicitAutograd")
     torch.library.register_fake("fused_logistic::bce_backward_", checks.bce_backward_)
     for op, rule in batching.RULES.items():
         torch.library.register_vmap(op, rule)

@@ -107,13 +107,14 @@ def test_cuda_is_timed_by_events(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("synchronize"))
     monkeypatch.setattr(timing, "_flushed", Cache)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda clocks: log.append("sleep"))
     monkeypatch.setattr(timing, "captured", captured)
     given = Candidate(lambda x: log.append("run " + x), before=lambda: log.append("before") or "x")
     times = interleaved({"a": given, "b": lambda: log.append("run b")}, rounds=2, min_seconds=0.0, device="cuda")
     assert {name: of.median for name, of in times.items()} == {"a": 3e-3, "b": 3e-3}
     assert log[0] == "capture" and log.count("capture") == 1  # what has something before it is called as it is
-    first, second = (["flush", "record", run, "record", "synchronize"] for run in ("run x", "run b"))
-    assert log[-11:] in (["before", *first, *second], [*second, "before", *first])
+    first, second = (["flush", "sleep", "record", run, "record", "synchronize"] for run in ("run x", "run b"))
+    assert log[-13:] in (["before", *first, *second], [*second, "before", *first])
     log.clear()
     times = interleaved({"b": lambda: log.append("run b")}, rounds=2, min_seconds=0.0, device="cuda", loop=True)
     assert set(log) == {"synchronize", "run b"} and times["b"].median < 1e-3

@@ -89,7 +89,9 @@ Kernel kernel(const Problem& problem, Output output, const Plan& plan) {
 }  // namespace
 
 void launch_elements(const Launch& launch, Output output, const Plan& plan, cudaStream_t stream) {
-  kernel(launch.problem, output, plan)<<<unsigned(plan.grid), unsigned(kThreads), 0, stream>>>(launch);
+  const Kernel chosen = kernel(launch.problem, output, plan);
+  require(chosen != nullptr, "launch_elements", "the plan asks for a kernel that there is not");
+  chosen<<<unsigned(plan.grid), unsigned(kThreads), 0, stream>>>(launch);
 }
 
 void launch_finish(const Launch& launch, cudaStream_t stream) {

@@ -106,7 +106,7 @@ inline bool has_typed_kernel(const Problem& problem, Output output) {
   const bool half = size_of(logits) == 2;
   const bool types =
       target == logits || target == DType::kUInt8 || target == DType::kInt64 || (half && target == DType::kFloat32);
-  const bool rich = terms_of(problem, output) != Terms::kPlain;
+  const bool rich = terms_of(problem, output) != Terms::kPlain || problem.options.loss != Loss::kBce;
   return types && has_plain_kernels(output) && !(rich && logits == DType::kFloat64) && full(problem.logits) &&
          full(problem.target) && problem.compute_double == (logits == DType::kFloat64) && factor(problem.weight) &&
          factor(problem.pos_weight) && factor(problem.grad_output) && found(problem.mask) &&
