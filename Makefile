@@ -84,8 +84,8 @@ slow: $(STAMPS)/build  ## run the slow tests (ten minutes): every float, 2^31 el
 ptx: $(STAMPS)/dev $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests of the PTX interpreter, where it changed since they passed
 	@$(RUN) tools/ptx/run_tests.py $(PYTEST_ARGS)
 
-# the planted faults: `make test` runs these tests, and they do not depend on torch
-NOT_OF_TORCH := --ignore=tests/test_cuda_faults.py --ignore=tests/test_cuda_single_faults.py
+# What executes PTX: `make test` runs these tests, and they do not depend on torch.
+NOT_OF_TORCH := $(addprefix --ignore=,$(filter-out tests/test_cuda_build.py,$(wildcard tests/test_cuda_*.py)))
 
 # ninja has compiled what `make build` needed, and compiles only what is missing. The wheel's libraries are those in fused_logistic/.
 wheel: $(STAMPS)/build  ## the wheel of what `make build` built, in dist/

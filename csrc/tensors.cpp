@@ -101,7 +101,8 @@ Tensor empty_strided(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides,
   const auto error =
       aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), to<int32_t>(from(dtype)),
                                to<int32_t>(from(device.type())), device.index(), &result);
-  // The stable ABI says that it failed, not with which exception; of sizes that a tensor has it is always this.
+  // The stable ABI says that it failed, not with which exception. Of sizes that a tensor has it is this, unless a GPU had
+  // failed before, about which ops.py asks.
   if (error != TORCH_SUCCESS) {
     const int64_t numel = std::accumulate(sizes.begin(), sizes.end(), int64_t(1), std::multiplies<>());
     const std::string what = FL_OUT_OF_MEMORY " for " + std::to_string(numel) + " elements";

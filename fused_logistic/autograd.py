@@ -61,7 +61,7 @@ class MadeFor(NamedTuple):
 
 
 _ONE = MadeFor(None, 1)
-# What was last, by what _kind tells of a loss; the oldest are forgotten. Empty where only 1 was.
+# What was last, by what _kind tells of a loss; the oldest are forgotten. Empty where only 1 was known to be.
 _last: dict[tuple[Any, ...], MadeFor] = {}
 _MOST = 256
 _RENEWED = 16  # backward passes, where nobody knows whether it is another number: on a GPU a copy is a launch

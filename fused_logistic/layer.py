@@ -20,16 +20,13 @@ import torch
 from torch import Tensor
 
 from . import checks, ops
-from .matrices import Matrices, Positives, each, narrowed, reshaped, scaled_
+from .matrices import Matrices, Positives, add_product, each, narrowed, reshaped, scaled_, tile_bytes
 from .ops import Layer
 from .options import Options
 
 # ---- Tiles --------------------------------------------------------------------------------------------------------
 
 _NARROW = 1024  # products with a narrower side are slow
-# On the CPU 8 MiB, which the last-level cache holds, took up to 15 % less time than 32 MiB with few features, and as
-# much with 512, over shapes from 64 x 1,000,000 to 65,536 x 1,000. A GPU wants work for all of it in each product.
-_CPU_BYTES, _BYTES = 8 << 20, 256 << 20
 _ALIGNED = 64  # labels of a tile on a GPU, where they are cut
 _LARGE = 1 << 20  # of fewer bytes (csrc/cpu/memory.h) ops.empty would be torch.empty, some microseconds later
 
@@ -58,33 +55,6 @@ def _tile_shape(rows: int, labels: int, elements: int) -> tuple[int, int]:
     return (tile_shorter, tile_longer) if labels >= rows else (tile_longer, tile_shorter)
 
 
-@functools.cache
-def _adds_to_fp32(device: torch.device) -> bool:
-    """Whether this torch's addmm of 16-bit matrices adds to what is in fp32; it did not always."""
-    sum, matrix = (torch.zeros(8, 8, dtype=dtype, device=device) for dtype in (torch.float32, torch.bfloat16))
-    try:
-        torch.addmm(sum, matrix, matrix, out_dtype=torch.float32, out=sum)
-    except (RuntimeError, TypeError):
-        return False
-    return True
-
-
-def _add_product(into: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """into = a b, or += a b after the first; into may be in fp32, a and b of 16 bits."""
-    if into.dtype == a.dtype:
-        torch.mm(a, b, out=into) if first else into.addmm_(a, b)
-    elif a.is_cuda and first:
-        torch.mm(a, b, out_dtype=torch.float32, out=into)
-    elif a.is_cuda and _adds_to_fp32(a.device):
-        torch.addmm(into, a, b, out_dtype=torch.float32, out=into)
-    else:
-        if a.is_cuda:
-            product = torch.mm(a, b, out_dtype=torch.float32)
-        else:
-            product = torch.mm(a.float(), b.float()) if a.dtype == torch.float16 else torch.mm(a, b)
-        into.copy_(product) if first else into.add_(product)
-
-
 class _Tiled:
     """A layer's loss, unless grad_output is given, and its gradients, a tile of the logits at a time."""
 
@@ -95,12 +65,13 @@ class _Tiled:
         self.dtype, self.device = layer.input.dtype, layer.input.device
         self.is_cpu = self.device.type == "cpu"
         # In fp16 a mean's gradients underflow, and its products are slow on the CPU: there a tile is fp32. Elsewhere it
-        # is fp16, for the sake of the products, and gets its factor when they are added up, in fp32.
-        is_half = self.dtype == torch.float16
-        self.tile_dtype = torch.float32 if is_half and self.is_cpu else self.dtype
-        self.factor_is_late = is_half and not self.is_cpu
-        m = matrices
-        limit = layer.chunk_bytes or (_CPU_BYTES if self.is_cpu else _BYTES)
+        # is fp16, for the sake of the products, and gets its factor when they are added up, in fp32; not if anything
+        # might make the gradients without it larger than fp16 holds.
+        m, is_half = matrices, self.dtype == torch.float16
+        is_weighted = m.weight is not None or m.pos_weight is not None or not self.is_one_factor
+        self.factor_is_late = is_half and not self.is_cpu and not is_weighted
+        self.tile_dtype = torch.float32 if is_half and not self.factor_is_late else self.dtype
+        limit = tile_bytes(layer.chunk_bytes, layer.input)
         self.tile_rows, self.tile_labels = _tile_shape(m.rows, m.labels, max(limit // self.tile_dtype.itemsize, 1))
         if not self.is_cpu and _ALIGNED < self.tile_labels < m.labels:
             self.tile_labels -= self.tile_labels % _ALIGNED
@@ -130,7 +101,9 @@ class _Tiled:
             self.first_positives = self.sort_by_tile(m.positives)
 
         self.logits = self.empty(self.tile_rows, self.padded(self.tile_labels), self.tile_dtype)
-        self.grad_input, self.grad_weight, self.grad_bias = (layer.input.new_empty(0) for _ in range(3))
+        self.grad_input, self.grad_weight, self.grad_bias, self.weight_sum = (
+            layer.input.new_empty(0) for _ in range(4)
+        )
         if output_mask[0]:
             self.grad_input = self.empty(m.rows, m.features, self.sum_dtype(self.tiles_along_labels))
         if output_mask[1]:
@@ -169,6 +142,7 @@ class _Tiled:
             self.grad_input.zero_()
         if m.rows == 0:
             self.grad_weight.zero_()
+            self.weight_sum.zero_()
         for label in range(0, m.labels, self.tile_labels):
             self.column_of_tiles(label, min(self.tile_labels, m.labels - label))
         loss = self.losses
@@ -207,9 +181,9 @@ class _Tiled:
                 torch.addmm(bias, input, linear_weight.t(), out=logits)
             self.elementwise(logits, tile, bias_sum)  # the gradient stands in their place now
             if self.output_mask[0]:
-                _add_product(narrowed(self.grad_input, 0, row, tile.rows), logits, linear_weight, label == 0)
+                add_product(narrowed(self.grad_input, 0, row, tile.rows), logits, linear_weight, label == 0)
             if self.output_mask[1]:
-                _add_product(weight_sum, logits.t(), input, row == 0)
+                add_product(weight_sum, logits.t(), input, row == 0)
         if weight_sum is not grad_weight:
             grad_weight.copy_(self.with_factor(weight_sum))
         if bias_sum is not None and grad_bias is not None and bias_sum is not grad_bias:
@@ -242,7 +216,7 @@ class _Tiled:
         grad_output, *others = each(tile.of, m.grad_output, m.weight, m.pos_weight, m.mask)
         losses = None if self.losses is None else tile.of(self.losses)
         count, scale = (None, 1.0) if self.factor_is_late else (self.count, self.scale)
-        if self.factor_is_late and self.is_one_factor:
+        if self.factor_is_late:
             grad_output = None
         whole = tile.labels == m.labels or tile.rows == 1  # which order the losses are added up in
         sums = losses, self.loss_sum, bias_sum
@@ -271,7 +245,7 @@ class _Tiled:
         if not self.factor_is_late:
             return gradient
         factor, grad_output = self.factor, self.matrices.grad_output
-        if grad_output is not None and self.is_one_factor:
+        if grad_output is not None:
             factor = factor * grad_output.reshape(())
         return scaled_(gradient, factor)
 

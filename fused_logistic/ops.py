@@ -122,5 +122,7 @@ def past_autograd(op: Callable[..., Any], *args: Any) -> Any:
             return op(*args)
     except RuntimeError as error:
         if str(error).startswith("fused_logistic::empty: out of memory"):
+            if torch.cuda.is_initialized():
+                torch.cuda.current_stream().query()  # raises where something that went wrong before is the reason
             raise torch.OutOfMemoryError(str(error)) from None  # as torch's own; csrc has no such exception to throw
         raise

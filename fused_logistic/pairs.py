@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from . import composite_pairs, ops
-from .matrices import narrowed
+from .matrices import add_product, narrowed
+from .matrices import tile_bytes as limit_of
 
-_CPU_BYTES, _BYTES = 8 << 20, 256 << 20
+_MOST = 2**31 - 1  # pairs in a tile (csrc/pairs_op.h)
 _EVEN = 256  # a tile's side is a multiple of it, for the sake of the products
 # The gradients for the logits are at most 1, and in fp16 below 6e-8 nothing is left of them: that much larger they are
 # written, which the sums in fp32 make good again.
@@ -38,19 +39,6 @@ def _side(longest: int, elements: int) -> int:
 def _has_wide_products(features: Tensor) -> bool:
     """Whether they are of 16 bits and torch has products of such with a result in fp32: on CUDA alone."""
     return features.is_cuda and features.dtype.itemsize == 2
-
-
-def _product(into: Tensor, a: Tensor, b: Tensor, first: bool = True) -> None:
-    """into = a b, or += a b after the first; into is of the same dtype or, of 16-bit matrices, fp32."""
-    if into.dtype != a.dtype:
-        if first:
-            torch.mm(a, b, out_dtype=into.dtype, out=into)
-        else:
-            torch.addmm(into, a, b, out_dtype=into.dtype, out=into)
-    elif first:
-        torch.mm(a, b, out=into)
-    else:
-        into.addmm_(a, b)
 
 
 class Tiles:
@@ -77,8 +65,8 @@ class Tiles:
         self.factor = _HALF_FACTOR if self.tile_dtype == torch.float16 else 1.0
         self.scale = logit_scale.reshape(()).to(self.dtype)
         self.bias = None if logit_bias is None else logit_bias.reshape(()).to(self.dtype)
-        limit = tile_bytes or (_CPU_BYTES if image_features.is_cpu else _BYTES)
-        self.elements = max(limit // (self.dtype.itemsize + (self.tile_dtype.itemsize if is_low else 0)), 1)
+        limit = limit_of(tile_bytes, image_features)
+        self.elements = min(max(limit // (self.dtype.itemsize + (self.tile_dtype.itemsize if is_low else 0)), 1), _MOST)
         self.sums = torch.zeros(3, dtype=torch.float64, device=image_features.device)
         self.grad_image = self._empty(self.images, self.features) if output_mask[0] else None
         self.is_first = True
@@ -107,15 +95,15 @@ class Tiles:
                 image = narrowed(self.image, 0, row, rows).to(self.tile_dtype)
                 tile = _part(similarities, rows, columns)
                 grad = None if low is None else _part(low, rows, columns)
-                _product(tile, image, text.t())
+                add_product(tile, image, text.t())
                 numbers = self.scale, self.bias, row - column if paired else None, self.factor
                 ops.pairs_tile_(tile, grad, self.sums, *numbers, self.wants_grad)
                 grad = tile if grad is None else grad
                 if self.grad_image is not None:
                     into = narrowed(self.grad_image, 0, row, rows)
-                    _product(into, grad, text, self.is_first and column == 0)
+                    add_product(into, grad, text, self.is_first and column == 0)
                 if grad_text is not None:
-                    _product(narrowed(grad_text, 0, column, columns), grad.t(), image, row == 0)
+                    add_product(narrowed(grad_text, 0, column, columns), grad.t(), image, row == 0)
         self.is_first = self.is_first and texts == 0
         return grad_text
 

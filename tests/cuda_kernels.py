@@ -234,18 +234,20 @@ def planned(launch: Launch, problem: Problem, output: Output) -> dict:
 
 def kernel_name(output: Output, problem: Problem, typed: bool, terms: Terms) -> str:
     target = problem.target.dtype
-    if typed:
+    if typed and output == Output.Count:
+        types = "Counted"
+    elif typed:
         logits, known = CPP[problem.logits.dtype], [problem.logits.dtype]
         if terms == Terms.Plain:
             known.append(CODES[torch.uint8])
         other = "unsigned char, long" + (", float" if problem.logits.dtype in (2, 3) else "")
-        types = f"Typed<{logits}, fused_logistic::Types<{CPP[target] if target in known else other}> >"
+        types = f"Typed<{logits}, fused_logistic::Types<{CPP[target] if target in known else other}> > "
     else:
-        terms = max(terms, Terms.Options)
-        types = f"General<{'double' if problem.compute_double else 'float'}>"
-    loss = "Bce" if terms <= Terms.Options else LOSSES[problem.options.loss]
+        terms = max(terms, Terms.All if problem.options.loss else Terms.Options)
+        types = f"General<{'double' if problem.compute_double else 'float'}> "
+    loss = "Bce" if output == Output.Count else LOSSES[problem.options.loss]
     enums = f"(fused_logistic::Output){int(output)}, fused_logistic::{loss}, (fused_logistic::Terms){int(terms)}"
-    return f"elements_kernel<{enums}, fused_logistic::{types} >"
+    return f"elements_kernel<{enums}, fused_logistic::{types}>"
 
 
 def second_stage(module, partials) -> float:

@@ -151,12 +151,18 @@ def half_layers():
     x, w, b = torch.randn(6, 3).half(), torch.randn(5, 3).half(), torch.randn(5).half()
     mask, weight, target = torch.rand(6, 5) < 0.7, torch.rand(6, 1), torch.rand(6, 5)
     mask[2], mask[:, 1] = False, False
-    for factor, reduction, chunk in itertools.product([1.0, 1024.0, torch.inf], [0, 1, 2], [None, 20, 80]):
-        rest = target, None, None, weight, None, mask, reduction, 0.0, None, chunk, None
-        function = lambda *given: LinearBinaryCrossEntropy.apply(*layer_arguments(*given))  # noqa: E731
+    function = lambda *given: LinearBinaryCrossEntropy.apply(*layer_arguments(*given))  # noqa: E731
+    options = itertools.product([1.0, 1024.0, torch.inf], [0, 1, 2], [None, 20, 80], [None, weight])
+    for factor, reduction, chunk, weights in options:
+        rest = target, None, None, weights, None, mask, reduction, 0.0, None, chunk, None
         compare(function, [x, w, b], *rest, factor=factor, rtol=8 * eps, atol=8 * eps * min(factor, 1024))
         count += 1
-    return count
+    # what fp16 has no room for until it is divided by the number of elements, and a batch of nothing
+    large = target, None, None, None, torch.tensor([2e5]), None, 1, 0.0, None, None, None
+    compare(function, [x, w, b], *large, rtol=8 * eps, atol=0.5)
+    nothing = target[:0], None, None, None, None, None, 2, 0.0, None, None, None
+    compare(function, [x[:0], w, b], *nothing)
+    return count + 2
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The CUDA kernels, executed as PTX in an interpreter (tools/ptx), against the CPU kernels: every bit is equal.
 
 Arithmetic, memory accesses, races and barriers are those of the PTX that nvcc emits; neither speed nor what ptxas makes
-of the PTX is seen. An H200 ran the kernels of commit c1cee28 (docs/cuda.md); what has changed since, no GPU has run.
+of the PTX is seen. docs/cuda.md says which commits a GPU has run.
 """
 
 import itertools

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import DTYPES, same_bits
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import fused_logistic as fl
 from fused_logistic import _C, ops, pairs
 from fused_logistic.autograd import SigmoidContrastive
-from tests.conftest import DTYPES, same_bits
 
 SIZES = [(1, 1), (2, 3), (7, 5), (33, 16), (100, 20)]
 NAMES = ["loss", "image", "text", "scale", "bias"]
@@ -467,3 +467,12 @@ def test_tile_bytes_must_be_positive():
 def test_misuse_of_the_tile(args, message):
     with pytest.raises(RuntimeError, match=message):
         ops.pairs_tile_(*args)
+
+
+def test_vmap_of_the_gradients_factor_alone():
+    image, text = (torch.randn(6, 3, dtype=torch.double) for _ in range(2))
+    scale, bias, factors = (torch.tensor(n, dtype=torch.double) for n in (5.0, -1.0, [1.0, 2.0, -3.0]))
+    rest = image, text, scale, bias, None, [True] * 4
+    batched = torch.func.vmap(lambda factor: ops.pairs_backward(factor, *rest))(factors)
+    for i, factor in enumerate(factors):
+        torch.testing.assert_close([g[i] for g in batched], list(ops.pairs_backward(factor, *rest)))
