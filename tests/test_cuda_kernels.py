@@ -234,13 +234,30 @@ def test_sums_in_every_type(kernels, result):
         assert same_bits(got.reshape(()), expected)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=name)
-def test_count(kernels, dtype):
-    """The elements that a mean is taken over."""
-    logits, target = make_logits((ROWS, COLUMNS), dtype), make_target((ROWS, COLUMNS), torch.int64)
-    for mask in (None, torch.rand(ROWS, COLUMNS) < 0.5, torch.rand(COLUMNS) < 0.5, torch.rand(ROWS, 1) < 0.5):
-        kept = target != 1 if mask is None else (target != 1) & mask
-        assert run(kernels, Output.Count, logits, target, mask=mask, ignore_index=1).sum.item() == kept.sum()
+@pytest.mark.parametrize("kind", OPERAND_TYPES, ids=name)
+def test_count(kernels, kind):
+    """The elements that a mean is taken over; with vectors and without."""
+    shapes = [None, (ROWS, COLUMNS), (COLUMNS,), (ROWS, 1)]
+    sizes = [ROWS, 9000 // COLUMNS] if kind in (torch.int8, torch.int32, torch.float32) else [ROWS]
+    for shape, general, rows in itertools.product(shapes, [False, True], sizes):
+        logits, target = make_logits((rows, COLUMNS), torch.float32), make_target((rows, COLUMNS), kind)
+        mask = shape and torch.rand(*(rows if n == ROWS else n for n in shape)) < 0.5
+        for ignored in (1, None) if mask is not None else (1,):
+            kept = torch.ones_like(target, dtype=torch.bool) if ignored is None else target != ignored
+            kept = kept if mask is None else kept & mask
+            options = {"mask": mask, "ignore_index": ignored, "general": general}
+            assert run(kernels, Output.Count, logits, target, **options).sum.item() == kept.sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=name)
+def test_focal_of_targets_like_logits(kernels, dtype):
+    """Without weights any exponent, with weights a whole one; and of more than a chunk."""
+    rows = 9000 // COLUMNS if dtype == torch.float32 else ROWS
+    logits, target = (make((rows, COLUMNS), dtype) for make in (make_logits, make_target))
+    for output in (Output.LossSum, Output.LossSumAndGrad, Output.Loss, Output.GradLogits):
+        compare(kernels, output, logits, target, gamma=2.0)
+        compare(kernels, output, logits[:ROWS], target[:ROWS], gamma=1.7, alpha=0.25)
+        compare(kernels, output, logits[:ROWS], target[:ROWS], gamma=2.0, weight=make_weight("column", dtype))
 
 
 @pytest.mark.parametrize("form", ["scalar", "column", "row", "full"])

@@ -99,8 +99,8 @@ struct Typed {
   using Factor = std::conditional_t<kHalf, Types<Z, float>, Types<Z>>;
   using Mask = Types<uint8_t>;
 };
-// For kCount: of the operands only the mask, and where targets are ignored these, of any type.
-struct Counted : Typed<float, AnyTypes> {};
+// For kCount: of the operands only the mask, and where targets are ignored these, of any type but fp64.
+struct Counted : Typed<float, Types<float, Half, BFloat16, uint8_t, int8_t, int16_t, int32_t, int64_t>> {};
 // Arithmetic in C, the operands of any type.
 template <class S>
 struct General {
