@@ -107,7 +107,7 @@ def test_gradients_of_16_bits_for_the_products(dtype, bias, monkeypatch):
         into.copy_(a.float() @ b.float()) if first else into.add_(a.float() @ b.float())
 
     monkeypatch.setattr(pairs, "_has_wide_products", lambda features: True)
-    monkeypatch.setattr(pairs, "_product", product)
+    monkeypatch.setattr(pairs, "add_product", product)
     leaves = operands(70, 40, dtype, 10.0, bias)
     truth = in_double(leaves)
     expected, got = step(formula, truth), step(ours, leaves, tile_bytes=6 * 32**2)
