@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import checks, composite, composite_pairs, matrices, nested, ops, sharding, sparse
+from . import checks, checks_pairs, composite, composite_pairs, matrices, nested, ops, sharding, sparse
 from .options import Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -389,7 +389,7 @@ def pairs_loss(*args: Any) -> Tensor:
     """The loss of ``pairs``' arguments: of the op, or of the Function."""
     args = pairs_operands(*args)
     if torch.compiler.is_exporting():
-        checks.pairs(*args)
+        checks_pairs.pairs(*args)
         return composite_pairs.pairs(*args)
     if _decided_later():
         return ops.pairs(*args)

@@ -175,33 +175,24 @@ def _linear_bce_with_grad(info: Any, in_dims: _Dims, *args: Any) -> tuple[Any, A
 # ---- Pairs --------------------------------------------------------------------------------------------------------
 
 
-def _batch_of_pairs(info: Any, in_dims: _Dims, operands: Sequence[Tensor | None]) -> composite_pairs.Pairs:
-    front: Any = (
+def _batch_of_pairs(info: Any, in_dims: _Dims, operands: Sequence[Tensor | None]) -> list[Any]:
+    return [
         None if t is None else t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
         for t, d in zip(operands, in_dims, strict=True)
-    )
-    return composite_pairs.Pairs(*front)
+    ]
 
 
 def _pairs(info: Any, in_dims: _Dims, *args: Any) -> tuple[Tensor, int]:
-    return _batch_of_pairs(info, in_dims[:4], args[:4]).loss(), 0
+    return composite_pairs.pairs(*_batch_of_pairs(info, in_dims[:4], args[:4]), *args[4:]), 0
 
 
 def _pairs_with_grad(info: Any, in_dims: _Dims, *args: Any) -> tuple[Any, Any]:
-    of_all = _batch_of_pairs(info, in_dims[:4], args[:4])
-    one = torch.ones((), dtype=of_all.scale.dtype, device=args[0].device)
-    return (of_all.loss(), *of_all.gradients(one, args[5], args[3] is not None)), (0,) * 5
+    return composite_pairs.pairs_with_grad(*_batch_of_pairs(info, in_dims[:4], args[:4]), *args[4:]), (0,) * 5
 
 
 def _pairs_backward(info: Any, in_dims: _Dims, grad_output: Tensor, *args: Any) -> tuple[Any, Any]:
-    of_all = _batch_of_pairs(info, in_dims[1:5], args[:4])
-    grad_output = grad_output if in_dims[0] is None else grad_output.movedim(in_dims[0], 0)
-    grads = of_all.gradients(grad_output, args[5], args[3] is not None)
-    shapes = [t if t is None or d is None else t.movedim(d, 0)[0] for t, d in zip(args[:4], in_dims[1:5], strict=True)]
-    return tuple(
-        g.to(like.dtype).reshape(g.shape[0], *like.shape) if asked and like is not None else g
-        for g, like, asked in zip(grads, shapes, args[5], strict=True)
-    ), (0,) * 4
+    batch = _batch_of_pairs(info, in_dims[:5], (grad_output, *args[:4]))
+    return composite_pairs.pairs_backward(*batch, *args[4:]), (0,) * 4
 
 
 RULES: dict[Any, Callable[..., Any]] = {

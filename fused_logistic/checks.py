@@ -16,7 +16,6 @@ from .ops import Layer
 from .options import Options
 
 LAYER = "linear_binary_cross_entropy"
-PAIRS = "sigmoid_contrastive_loss"
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _READABLE = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -40,7 +39,7 @@ def tensors(op: str, required: dict[str, object], **optional: object) -> None:
             raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {type(value).__name__}")
 
 
-def _strided(op: str, name: str, tensor: Tensor, error: type[Exception], hint: str = "") -> None:
+def strided(op: str, name: str, tensor: Tensor, error: type[Exception], hint: str = "") -> None:
     if tensor.is_nested:
         layout = str(tensor.layout).removeprefix("torch.")
         raise error(f"{op}: expected a nested tensor as {name} only if all are, and of layout jagged, got {layout}")
@@ -48,7 +47,7 @@ def _strided(op: str, name: str, tensor: Tensor, error: type[Exception], hint: s
         raise error(f"{op}: expected {name} of layout torch.strided, got {layout_name(tensor.layout)}{hint}")
 
 
-def _same_device(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
+def same_device(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
     if tensor.device != like.device:
         raise RuntimeError(f"{op}: expected {name} on {like.device}, got {tensor.device}")
 
@@ -62,7 +61,7 @@ def _equal(mine: Any, wanted: Any, message: Callable[[], str]) -> None:
         raise ValueError(message())
 
 
-def _same_shape(op: str, name: str, tensor: Tensor, shape: Sequence[Any]) -> None:
+def same_shape(op: str, name: str, tensor: Tensor, shape: Sequence[Any]) -> None:
     def message() -> str:
         return f"{op}: expected {name} of shape {list(shape)}, got {list(tensor.shape)}"
 
@@ -87,7 +86,7 @@ def _readable(op: str, tensor: Tensor) -> None:
         )
 
 
-def _floating(op: str, name: str, tensor: Tensor) -> None:
+def floating(op: str, name: str, tensor: Tensor) -> None:
     if tensor.dtype not in FLOATS:
         raise NotImplementedError(
             f"{op}: expected {name} of dtype float64, float32, float16 or bfloat16, got {dtype_name(tensor.dtype)}"
@@ -119,7 +118,7 @@ def _count(op: str, count: Tensor | None, like: Tensor, partial: bool, reduction
         raise ValueError(
             f"{op}: expected count to be a float64 scalar, got {dtype_name(count.dtype)} {list(count.shape)}"
         )
-    _same_device(op, "count", count, like)
+    same_device(op, "count", count, like)
 
 
 def _options(op: str, options: Options, like: Tensor, logits: Sequence[Any]) -> None:
@@ -128,7 +127,7 @@ def _options(op: str, options: Options, like: Tensor, logits: Sequence[Any]) -> 
         if isinstance(option, Tensor):
             _broadcasts(op, name, option, logits)
             if option.dim() > 0 or not option.is_cpu:
-                _same_device(op, name, option, like)
+                same_device(op, name, option, like)
 
 
 def loss(
@@ -148,17 +147,17 @@ def loss(
     """
     given = Options(*options)
     op = given.loss
-    _floating(op, "logits", logits)
-    _strided(op, "logits", logits, NotImplementedError)
-    _strided(op, "target", target, NotImplementedError, f"; {LAYER} takes sparse targets")
-    _same_shape(op, "target", target, logits.shape)
-    _same_device(op, "target", target, logits)
+    floating(op, "logits", logits)
+    strided(op, "logits", logits, NotImplementedError)
+    strided(op, "target", target, NotImplementedError, f"; {LAYER} takes sparse targets")
+    same_shape(op, "target", target, logits.shape)
+    same_device(op, "target", target, logits)
     _readable(op, target)
     for name, tensor in (("weight", weight), ("pos_weight", pos_weight), ("mask", mask)):
         if tensor is None:
             continue
-        _strided(op, name, tensor, NotImplementedError)
-        _same_device(op, name, tensor, logits)
+        strided(op, name, tensor, NotImplementedError)
+        same_device(op, name, tensor, logits)
         _broadcasts(op, name, tensor, logits.shape)
         _readable(op, tensor)
     _bool(op, mask)
@@ -191,7 +190,7 @@ def layer(
     op, given = LAYER, Options(*options)
     if input.layout != torch.strided:
         _sparse_input(op, input)
-    _floating(op, "input", input)
+    floating(op, "input", input)
     if input.dim() < 1:
         raise ValueError(f"{op}: expected input of shape [..., features], got []")
     if linear_weight.dim() not in (1, 2):
@@ -210,12 +209,12 @@ def layer(
     for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
         if tensor is None:
             continue
-        _strided(op, name, tensor, ValueError)
+        strided(op, name, tensor, ValueError)
         if tensor.dtype != input.dtype:
             raise TypeError(
                 f"{op}: expected {name} of the input's dtype {dtype_name(input.dtype)}, got {dtype_name(tensor.dtype)}"
             )
-        _same_device(op, name, tensor, input)
+        same_device(op, name, tensor, input)
     labels = linear_weight.shape[:-1]
     if linear_bias is not None:
         fits = list(linear_bias.shape) == list(labels) if labels else list(linear_bias.shape) in ([], [1])
@@ -224,17 +223,17 @@ def layer(
             raise ValueError(f"{op}: expected linear_bias of shape {wanted}, got {list(linear_bias.shape)}")
     logits = [*input.shape[:-1], *labels]
     if crow_indices is None:
-        _same_shape(op, "target", target, logits)
+        same_shape(op, "target", target, logits)
     else:
         _sparse(op, input, linear_weight, target, crow_indices, col_indices, logits)
     _readable(op, target)
-    _same_device(op, "target", target, input)
+    same_device(op, "target", target, input)
     for name, tensor in (("weight", weight), ("pos_weight", pos_weight), ("mask", mask)):
         if tensor is None:
             continue
-        _strided(op, name, tensor, ValueError)
+        strided(op, name, tensor, ValueError)
         _broadcasts(op, name, tensor, logits)
-        _same_device(op, name, tensor, input)
+        same_device(op, name, tensor, input)
         _readable(op, tensor)
     _bool(op, mask)
     _reduction(op, reduction)
@@ -309,19 +308,19 @@ def bce_with_grad(*args: Any) -> None:
 def bce_with_grad_for(grad_output: Tensor, *args: Any) -> None:
     bce(*args)
     reduced("bce_with_grad_for", args[6])
-    _one_number("bce_with_grad_for", "grad_output", grad_output, args[0])
+    one_number("bce_with_grad_for", "grad_output", grad_output, args[0])
 
 
-def _one_number(op: str, name: str, tensor: Tensor, logits: Tensor) -> None:
-    _same_shape(op, name, tensor, ())
-    _same_device(op, name, tensor, logits)
+def one_number(op: str, name: str, tensor: Tensor, logits: Tensor) -> None:
+    same_shape(op, name, tensor, ())
+    same_device(op, name, tensor, logits)
 
 
 def bce_backward(grad_output: Tensor, *args: Any) -> None:
     operands, wrt = args[:6], args[7]
     loss(*args[:7], *args[8:])
     _broadcasts("bce_backward", "grad_output", grad_output, operands[0].shape)
-    _same_device("bce_backward", "grad_output", grad_output, operands[0])
+    same_device("bce_backward", "grad_output", grad_output, operands[0])
     if wrt not in range(4) or operands[wrt] is None:
         raise ValueError(f"bce_backward: expected wrt between 0 and 3, of an operand that is given, got {wrt}")
     _result("bce_backward", operands[wrt].dtype)
@@ -329,11 +328,11 @@ def bce_backward(grad_output: Tensor, *args: Any) -> None:
 
 def bce_backward_(grad_logits: Tensor, grad_output: Tensor, made_for: Tensor | None, *args: Any) -> None:
     loss(*args)
-    _same_shape("bce_backward_", "grad_logits", grad_logits, args[0].shape)
-    _same_device("bce_backward_", "grad_logits", grad_logits, args[0])
-    _one_number("bce_backward_", "grad_output", grad_output, args[0])
+    same_shape("bce_backward_", "grad_logits", grad_logits, args[0].shape)
+    same_device("bce_backward_", "grad_logits", grad_logits, args[0])
+    one_number("bce_backward_", "grad_output", grad_output, args[0])
     if made_for is not None:
-        _one_number("bce_backward_", "made_for", made_for, args[0])
+        one_number("bce_backward_", "made_for", made_for, args[0])
 
 
 def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None) -> None:
@@ -342,7 +341,7 @@ def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None) -> 
         return
     _bool("bce_count", mask)
     _broadcasts("bce_count", "mask", mask, target.shape)
-    _same_device("bce_count", "mask", mask, target)
+    same_device("bce_count", "mask", mask, target)
 
 
 _LAYER = len(Layer._fields)
@@ -350,7 +349,7 @@ _LAYER = len(Layer._fields)
 
 def _layer_of_op(args: Sequence[Any], own: int) -> None:
     """What stands first, and the options behind the op's ``own`` arguments."""
-    _strided(LAYER, "input", args[0], ValueError)  # a sparse one is for the public function
+    strided(LAYER, "input", args[0], ValueError)  # a sparse one is for the public function
     layer(*args[:_LAYER], *args[_LAYER + own :])
 
 
@@ -369,53 +368,4 @@ def linear_bce_backward(grad_output: Tensor, *args: Any) -> None:
     _layer_of_op(args, 1)
     logits = [*args[0].shape[:-1], *args[1].shape[:-1]]
     _broadcasts("linear_bce_backward", "grad_output", grad_output, logits)
-    _same_device("linear_bce_backward", "grad_output", grad_output, args[0])
-
-
-# ---- Pairs -----------------------------------------------------------------------------------------------------------
-
-
-def pairs(
-    image_features: Tensor,
-    text_features: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None,
-    tile_bytes: int | None,
-) -> None:
-    """What every op of the pairs asks: see :func:`fused_logistic.sigmoid_contrastive_loss`.
-
-    Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: as the public function says.
-    """
-    for name, tensor in (("image_features", image_features), ("text_features", text_features)):
-        _strided(PAIRS, name, tensor, NotImplementedError)
-        _floating(PAIRS, name, tensor)
-    if image_features.dim() != 2:
-        raise ValueError(
-            f"{PAIRS}: expected image_features of shape [pairs, features], got {list(image_features.shape)}"
-        )
-    _same_shape(PAIRS, "text_features", text_features, image_features.shape)
-    if text_features.dtype != image_features.dtype:
-        raise TypeError(
-            f"{PAIRS}: expected text_features of the images' dtype {dtype_name(image_features.dtype)}, "
-            f"got {dtype_name(text_features.dtype)}"
-        )
-    _same_device(PAIRS, "text_features", text_features, image_features)
-    for name, number in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
-        if number is None:
-            continue
-        _floating(PAIRS, name, number)
-        if list(number.shape) not in ([], [1]):
-            raise ValueError(f"{PAIRS}: expected {name} of shape [] or [1], got {list(number.shape)}")
-        _same_device(PAIRS, name, number, image_features)
-    if tile_bytes is not None and tile_bytes <= 0:
-        raise ValueError(f"{PAIRS}: expected tile_bytes > 0, got {tile_bytes}")
-
-
-def pairs_with_grad(*args: Any) -> None:
-    pairs(*args[:-1])
-
-
-def pairs_backward(grad_output: Tensor, *args: Any) -> None:
-    pairs(*args[:-1])
-    _one_number("pairs_backward", "grad_output", grad_output, args[0])
+    same_device("linear_bce_backward", "grad_output", grad_output, args[0])

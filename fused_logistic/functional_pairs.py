@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import arguments, autograd, checks
+from . import arguments, autograd, checks, checks_pairs
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_OP = checks.PAIRS
+_OP = checks_pairs.PAIRS
 
 
 def _loss(group: ProcessGroup | None, *args: Any) -> Tensor:
@@ -89,7 +89,7 @@ def sigmoid_contrastive_loss(
     try:
         names = "image_features", "text_features", "logit_scale"
         checks.tensors(_OP, dict(zip(names, operands, strict=False)), logit_bias=operands[3])
-        checks.pairs(*(*autograd.pairs_operands(*operands), tile_bytes))
+        checks_pairs.pairs(*(*autograd.pairs_operands(*operands), tile_bytes))
         raise refusal
     finally:
         del refusal

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, batching, checks, composite, composite_pairs, layer, matrices, ops, pairs, tiles
+from . import autograd, batching, checks, checks_pairs, composite, composite_pairs, layer, matrices, ops, pairs, tiles
 from .ops import Layer
 
 # ---- Autograd --------------------------------------------------------------------------------------------------------
@@ -217,9 +217,9 @@ def _register() -> None:
             _like_linear_bce_with_grad,
         ),
         ("linear_bce_backward", checks.linear_bce_backward, composite.linear_bce_backward, _like_linear_bce_backward),
-        ("pairs", checks.pairs, composite_pairs.pairs, _like_pairs, autograd.SigmoidContrastive),
-        ("pairs_with_grad", checks.pairs_with_grad, composite_pairs.pairs_with_grad, _like_pairs_with_grad),
-        ("pairs_backward", checks.pairs_backward, composite_pairs.pairs_backward, _like_pairs_backward),
+        ("pairs", checks_pairs.pairs, composite_pairs.pairs, _like_pairs, autograd.SigmoidContrastive),
+        ("pairs_with_grad", checks_pairs.pairs_with_grad, composite_pairs.pairs_with_grad, _like_pairs_with_grad),
+        ("pairs_backward", checks_pairs.pairs_backward, composite_pairs.pairs_backward, _like_pairs_backward),
     ):
         _library.impl(name, _with_autograd(getattr(ops, name), check, composition, *function), "Autograd")
         # the layer is computed in Python, on every device; of the losses this is what stands in for a kernel

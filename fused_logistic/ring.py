@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import autograd, checks, composite_pairs, ops
+from . import autograd, checks, checks_pairs, composite_pairs, ops
 from .pairs import Tiles
 
 
@@ -36,7 +36,7 @@ class _Ring:
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group, self.size, rank = group, dist.get_world_size(group), dist.get_rank(group)
         if rank < 0:
-            raise ValueError(f"{checks.PAIRS}: expected a group that this process belongs to")
+            raise ValueError(f"{checks_pairs.PAIRS}: expected a group that this process belongs to")
         self.next = dist.get_global_rank(group, (rank + 1) % self.size)
         self.previous = dist.get_global_rank(group, (rank - 1) % self.size)
 
@@ -52,7 +52,9 @@ class _Ring:
                 f"{checks.dtype_name(checks.FLOATS[code])} {shape}{'' if gradient else ' without gradient'}"
                 for *shape, code, gradient in of_all
             )
-            raise ValueError(f"{checks.PAIRS}: expected text_features alike in all processes of the group, got {got}")
+            raise ValueError(
+                f"{checks_pairs.PAIRS}: expected text_features alike in all processes of the group, got {got}"
+            )
 
     def begin_shift(self, tensor: Tensor) -> tuple[Tensor, list[Any]]:
         """Sends it to the next process; -> where that of the previous one will be, and what to wait for."""
@@ -93,7 +95,7 @@ class RingOfPairs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise NotImplementedError(f"{checks.PAIRS}: expected no derivative of a derivative over a group")
+            raise NotImplementedError(f"{checks_pairs.PAIRS}: expected no derivative of a derivative over a group")
         ring, parts = ctx.ring, ctx.gradients[4:]
         image, text, scale, bias = (g * grad_output for g in ctx.gradients[:4])
         if parts:
@@ -109,9 +111,11 @@ class RingOfPairs(torch.autograd.Function):
 def loss(group: dist.ProcessGroup, *args: Any) -> Tensor:
     """The loss of ``pairs``' arguments, which are this process's share."""
     if ops.transformed():
-        raise NotImplementedError(f"{checks.PAIRS}: expected no transform of torch.func and no tangent over a group")
+        raise NotImplementedError(
+            f"{checks_pairs.PAIRS}: expected no transform of torch.func and no tangent over a group"
+        )
     args = autograd.pairs_operands(*args)
-    checks.pairs(*args)
+    checks_pairs.pairs(*args)
     ring = _Ring(group)
     if not torch.is_grad_enabled():
         args = tuple(t.detach() if isinstance(t, Tensor) else t for t in args)
