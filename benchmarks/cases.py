@@ -34,6 +34,20 @@ class Plan:
     full: bool
     device: str
 
+    @property
+    def is_large(self) -> bool:
+        """Whether a layer or pairs are of full size: a GPU is busy with nothing less."""
+        return self.full or self.device == "cuda"
+
+    def targets(self, **least: float) -> dict[str, float]:
+        """What a case's ``targets`` are: those of a layer or of pairs are for the CPU's full sizes."""
+        return least if self.full and self.device == "cpu" else {}
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The providers whose memory is measured, of a layer or of pairs; not in a GPU's short run."""
+        return (OURS, "eager") if self.full or self.device == "cpu" else ()
+
     def rounds(self, expensive: bool) -> int:
         """How often each candidate is timed; ``expensive``: a round takes about a second or more."""
         return (11 if expensive else 101) if self.full else (3 if expensive else 9)

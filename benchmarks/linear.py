@@ -15,7 +15,6 @@ import fused_logistic as fl
 from .cases import LAYER, Case, Plan, register
 
 TILES = {"cpu": (2048, 1024), "cuda": (4096, 16384)}  # of logits, rows and labels: as ours with 30,000 labels
-MEASURED = ("fused", "eager")  # the memory of these
 Step = Callable[[], object]
 
 
@@ -96,9 +95,7 @@ def sparse_labels(rows: int, features: int, labels: int, positives: int, device:
 
 @register
 def cases(plan: Plan) -> Iterator[Case]:
-    cuda = plan.device == "cuda"
-    large = plan.full or cuda  # a GPU is busy with nothing less
-    rows, features = (1 << (20 if cuda else 18), 512) if large else (1 << 16, 256)
+    rows, features = (1 << (20 if plan.device == "cuda" else 18), 512) if plan.is_large else (1 << 16, 256)
     yield Case(
         kernel=LAYER,
         mode="full",
@@ -109,10 +106,10 @@ def cases(plan: Plan) -> Iterator[Case]:
         candidates=functools.partial(one_label, rows, features, plan.device),
         rounds=plan.rounds(expensive=False),
         bytes=4 * rows * features,
-        targets={"read": 1 / 1.3, "eager": 4.0} if plan.full and not cuda else {},
-        memory=MEASURED if plan.full or not cuda else (),
+        targets=plan.targets(read=1 / 1.3, eager=4.0),
+        memory=plan.measured,
     )
-    rows, features, labels = (4096, 512, 30_000) if large else (512, 256, 8192)
+    rows, features, labels = (4096, 512, 30_000) if plan.is_large else (512, 256, 8192)
     yield Case(
         kernel=LAYER,
         mode="full",
@@ -122,12 +119,12 @@ def cases(plan: Plan) -> Iterator[Case]:
         device=plan.device,
         candidates=functools.partial(many_labels, rows, features, labels, plan.device),
         rounds=5,
-        targets={"products": 1 / 1.05, "eager": 1.7} if plan.full and not cuda else {},
-        memory=MEASURED if plan.full or not cuda else (),
+        targets=plan.targets(products=1 / 1.05, eager=1.7),
+        memory=plan.measured,
         # beyond the gradients of input, weight and bias
         memory_target=(64 << 20) + 4 * (rows * features + labels * (features + 1)),
     )
-    rows, features, labels = (64, 128, 1_000_000) if large else (64, 64, 100_000)
+    rows, features, labels = (64, 128, 1_000_000) if plan.is_large else (64, 64, 100_000)
     yield Case(
         kernel=LAYER,
         mode="full",
@@ -137,6 +134,6 @@ def cases(plan: Plan) -> Iterator[Case]:
         device=plan.device,
         candidates=functools.partial(sparse_labels, rows, features, labels, 10, plan.device),
         rounds=5,
-        memory=MEASURED if plan.full or not cuda else (),
+        memory=plan.measured,
         memory_target=(256 << 20) + 4 * (rows * features + labels * (features + 1)),
     )

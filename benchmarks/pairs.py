@@ -12,7 +12,7 @@ from torch import Tensor
 import fused_logistic as fl
 
 from .cases import PAIRS, Case, Plan, register
-from .linear import MEASURED, products, step
+from .linear import products, step
 
 SIDES = {"cpu": 1280, "cuda": 8192}  # of ours
 
@@ -35,8 +35,7 @@ def candidates(number: int, features: int, device: str) -> dict[str, Callable[[]
 
 @register
 def cases(plan: Plan) -> Iterator[Case]:
-    cuda = plan.device == "cuda"
-    number, features = (8192, 768) if plan.full or cuda else (1536, 128)
+    number, features = (8192, 768) if plan.is_large else (1536, 128)
     yield Case(
         kernel=PAIRS,
         mode="full",
@@ -46,7 +45,7 @@ def cases(plan: Plan) -> Iterator[Case]:
         device=plan.device,
         candidates=functools.partial(candidates, number, features, plan.device),
         rounds=3 if plan.full else 5,
-        targets={"products": 1 / 1.1, "eager": 1.2} if plan.full and not cuda else {},
-        memory=MEASURED if plan.full or not cuda else (),
+        targets=plan.targets(products=1 / 1.1, eager=1.2),
+        memory=plan.measured,
         memory_target=(64 << 20) + 8 * number * features,  # beyond the gradients of the features
     )
