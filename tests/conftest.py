@@ -94,3 +94,11 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     bits = a.contiguous().view(integer) == b.contiguous().view(integer)
     return bool((bits | (a.isnan() & b.isnan())).all())
+
+
+def result_of(results, *name):
+    """Of a case that several processes have run, where one that raised left its traceback."""
+    for of_rank in results:
+        if isinstance(of_rank[name], str):
+            pytest.fail(of_rank[name])
+    return [of_rank[name] for of_rank in results]

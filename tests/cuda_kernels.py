@@ -71,6 +71,13 @@ class Options(ctypes.Structure):
         ("alpha_opposite", ctypes.c_double),
     ]
 
+    @classmethod
+    def of(cls, label_smoothing, ignore_index, gamma=None, alpha=None):
+        """csrc/options.h: options_of"""
+        loss = 0 if gamma is None else 2 if gamma in range(5) else 1
+        alphas = (1, 1) if alpha is None else (alpha, 1 - alpha)
+        return cls(label_smoothing, ignore_index is not None, float(ignore_index or 0), loss, gamma or 0, *alphas)
+
 
 class Problem(ctypes.Structure):
     """csrc/problem.h"""
@@ -171,15 +178,7 @@ def run(
         *[operand(memory, tensor, shape, offset) for tensor, offset in zip(tensors, places, strict=True)],
         compute_double=torch.float64 in (logits.dtype, target.dtype),
         out_dtype=CODES[out_dtype],
-        options=Options(
-            label_smoothing,
-            ignore_index is not None,
-            float(ignore_index or 0),
-            0 if gamma is None else 2 if gamma in range(5) else 1,
-            gamma or 0,
-            1 if alpha is None else alpha,
-            1 if alpha is None else 1 - alpha,
-        ),
+        options=Options.of(label_smoothing, ignore_index, gamma, alpha),
     )
     if mean and count is None and (mask is not None or ignore_index is not None):
         count = run(module, Output.Count, logits, target, mask=mask, ignore_index=ignore_index).sum

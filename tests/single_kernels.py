@@ -105,7 +105,7 @@ def single(
         n,
         *operands,
         compute_double=torch.float64 in (input.dtype, target.dtype),
-        options=Options(label_smoothing, ignore_index is not None, float(ignore_index or 0), 0, 0, 1, 1),
+        options=Options.of(label_smoothing, ignore_index),
     )
     divisor = n if reduction == ops.MEAN else 1
     loss_problem.scale = 1 / divisor if divisor else float("inf")

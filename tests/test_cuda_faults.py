@@ -245,6 +245,18 @@ def build(folder, kernels, function="", edits=(), header="kernels.cuh"):
     return load(80, source, cache=folder)
 
 
+def every_fault(checks, faults):
+    """Parametrizes a test by the kernels and the name of each fault."""
+    return pytest.mark.parametrize(
+        "kernels,name",
+        [
+            pytest.param(kernels, name, id=f"{checks[kernels].__name__}: {name}")
+            for kernels, of_kernels in faults.items()
+            for name in of_kernels
+        ],
+    )
+
+
 # ---- The checks ----------------------------------------------------------------------------------------------------
 
 
@@ -369,14 +381,7 @@ def test_without_a_fault(kernels, tmp_path):
     CHECKS[kernels](build(tmp_path, kernels))
 
 
-@pytest.mark.parametrize(
-    "kernels,name",
-    [
-        pytest.param(kernels, name, id=f"{CHECKS[kernels].__name__}: {name}")
-        for kernels, faults in FAULTS.items()
-        for name in faults
-    ],
-)
+@every_fault(CHECKS, FAULTS)
 def test_fault_is_found(kernels, name, tmp_path):
     module = build(tmp_path, kernels, *FAULTS[kernels][name])
     with pytest.raises((AssertionError, PtxError)):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cuda_kernels import Output, cancelling
 from ptx import PtxError
-from test_cuda_faults import build, fault
+from test_cuda_faults import build, every_fault, fault
 from tile_kernels import added_blocks, compare, finish, on_cpu, run, summed_losses
 
 KERNEL = "template __global__ void tile_kernel<Output::kLossSumAndGrad, Bce, Terms::{}>(const TileLaunch);\n"
@@ -122,14 +122,7 @@ def test_without_a_fault(kernels, tmp_path):
     CHECKS[kernels](build(tmp_path, kernels + FINISH * (kernels != FINISH), header="tile.cuh"))
 
 
-@pytest.mark.parametrize(
-    "kernels,name",
-    [
-        pytest.param(kernels, name, id=f"{CHECKS[kernels].__name__}: {name}")
-        for kernels, faults in FAULTS.items()
-        for name in faults
-    ],
-)
+@every_fault(CHECKS, FAULTS)
 def test_fault_is_found(kernels, name, tmp_path):
     module = build(tmp_path, kernels + FINISH * (kernels != FINISH), *FAULTS[kernels][name], header="tile.cuh")
     with pytest.raises((AssertionError, PtxError)):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from fused_logistic import ops, reference
 from tests import distributed_worker as worker
+from tests.conftest import result_of
 
 pytestmark = pytest.mark.slow  # two processes start, and import torch
 ROOT = Path(__file__).parent.parent
@@ -23,13 +24,6 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gloo")
     torch.multiprocessing.spawn(worker.main, (str(folder),), nprocs=worker.WORLD)
     return [torch.load(folder / f"{rank}.pt") for rank in range(worker.WORLD)]
-
-
-def result_of(results, *name):
-    for of_rank in results:
-        if isinstance(of_rank[name], str):
-            pytest.fail(of_rank[name])
-    return [of_rank[name] for of_rank in results]
 
 
 def assert_all_same(a, b):

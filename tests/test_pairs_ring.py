@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from tests import pairs_worker as worker
+from tests.conftest import result_of
 
 pytestmark = pytest.mark.slow  # processes start, and import torch
 
@@ -15,13 +16,6 @@ def results(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ring")
     torch.multiprocessing.spawn(worker.main, (request.param, str(folder)), nprocs=request.param)
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
-
-
-def result_of(results, *name):
-    for of_rank in results:
-        if isinstance(of_rank[name], str):
-            pytest.fail(of_rank[name])
-    return [of_rank[name] for of_rank in results]
 
 
 def losses(image, text, scale, bias, world, groups=1):

@@ -95,15 +95,7 @@ def run(
         logits.numel(),
         compute_double=is_double,
         scale=scale,
-        options=Options(
-            label_smoothing,
-            ignore_index is not None,
-            float(ignore_index or 0),
-            0 if gamma is None else 2 if gamma in range(5) else 1,
-            gamma or 0,
-            1 if alpha is None else alpha,
-            1 if alpha is None else 1 - alpha,
-        ),
+        options=Options.of(label_smoothing, ignore_index, gamma, alpha),
     )
 
     def operand(name, matrix, readonly=True):
