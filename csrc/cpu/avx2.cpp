@@ -8,6 +8,7 @@
 #define FL_AVX2
 #include "chunk_kernel.h"
 #include "linear_kernel.h"
+#include "pairs_kernel.h"
 
 namespace fused_logistic {
 void avx2_kernel(const Problem& problem, int64_t first, int64_t last, Output output, double* partials) {
@@ -15,6 +16,9 @@ void avx2_kernel(const Problem& problem, int64_t first, int64_t last, Output out
 }
 void avx2_linear_kernel(const LinearProblem& problem, int64_t first, int64_t last, Output output, void* scratch) {
   run_linear(problem, first, last, output, scratch);
+}
+void avx2_pairs_kernel(const Pairs& tile, int64_t first, int64_t last, double* partials) {
+  run_pairs(tile, first, last, partials);
 }
 }  // namespace fused_logistic
 #if defined(__clang__)

@@ -1,5 +1,4 @@
-// The body of a PairsKernel. Each instruction set includes this file once (pairs_baseline.cpp, pairs_avx2.cpp,
-// pairs_avx512.cpp).
+// The body of a PairsKernel. Each instruction set includes this file once (baseline.cpp, avx2.cpp, avx512.cpp).
 #pragma once
 #include "../pairs.h"
 #include "kernels.h"

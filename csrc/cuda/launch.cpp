@@ -1,11 +1,9 @@
 // The CUDA entry points of the losses: device guard, current stream, memory from torch's allocator. Nothing waits for the
 // device and nothing is read back, so that every op can be captured into a CUDA graph.
-#include <cuda_runtime_api.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
 
 #include "../ops.h"
 #include "kernels.h"
+#include "stream.h"
 
 namespace fused_logistic {
 namespace {
@@ -40,14 +38,13 @@ class Cuda {
       partials = empty({p.partials}, {1}, ScalarType::Double);
       launch.partials = static_cast<double*>(partials->mutable_data_ptr());
     }
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_.index(), &stream));
+    const cudaStream_t stream = current_stream(device_);
     if (p.grid > 0) {
-      launch_elements(launch, output, p, static_cast<cudaStream_t>(stream));
+      launch_elements(launch, output, p, stream);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
     if (p.finish) {
-      launch_finish(launch, static_cast<cudaStream_t>(stream));
+      launch_finish(launch, stream);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
   }

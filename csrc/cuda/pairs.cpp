@@ -1,11 +1,10 @@
 // The CUDA entry point of a tile of pairs: nothing waits for the device, as in launch.cpp.
 #include "pairs.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
 
 #include "../pairs_op.h"
+#include "stream.h"
 
 namespace fused_logistic {
 namespace {
@@ -21,9 +20,8 @@ void pairs_tile_cuda(FL_PAIRS) {
   launch.sums = static_cast<double*>(sums.mutable_data_ptr());
   launch.aligned =
       is_aligned(launch.tile.similarities, launch.tile.dtype) && is_aligned(launch.tile.grad, launch.tile.grad_dtype);
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device.index(), &stream));
-  launch_pairs(launch, static_cast<cudaStream_t>(stream));
+  const cudaStream_t stream = current_stream(device);
+  launch_pairs(launch, stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

@@ -1,11 +1,10 @@
 // The CUDA entry point of what scales a gradient: nothing waits for the device, as in launch.cpp.
 #include "scale.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
 
 #include "../tensors.h"
+#include "stream.h"
 
 namespace fused_logistic {
 namespace {
@@ -24,9 +23,8 @@ void scale_cuda(Tensor& gradient, const Tensor& factor) {
                               factor.const_data_ptr(),
                               dtype_of(factor.scalar_type()),
                               is_aligned(data, dtype)};
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(gradient.device().index(), &stream));
-  launch_scale(launch, static_cast<cudaStream_t>(stream));
+  const cudaStream_t stream = current_stream(gradient.device());
+  launch_scale(launch, stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

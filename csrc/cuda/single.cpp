@@ -1,12 +1,10 @@
 // The CUDA entry point of a layer with one output. As in launch.cpp, nothing waits for the device.
 #include "single.h"
 
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-
 #include <algorithm>
 
 #include "../single.h"
+#include "stream.h"
 
 namespace fused_logistic {
 namespace {
@@ -44,14 +42,13 @@ class CudaLayer {
     launch.grad_weight = data(results.grad_weight);
     launch.grad_bias = data(results.grad_bias);
     if (results.loss != nullptr) launch.loss_dtype = dtype_of(results.loss->scalar_type());
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_.index(), &stream));
+    const cudaStream_t stream = current_stream(device_);
     if (parts > 0) {
-      launch_single(launch, static_cast<cudaStream_t>(stream));
+      launch_single(launch, stream);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
     if (launch.loss == nullptr && launch.grad_weight == nullptr && launch.grad_bias == nullptr) return;
-    launch_single_sums(launch, static_cast<cudaStream_t>(stream));
+    launch_single_sums(launch, stream);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 

@@ -1,12 +1,10 @@
 // The CUDA entry point of a tile of a layer's logits: from tensors to a TileLaunch. As in launch.cpp nothing waits.
 #include "tile.h"
 
-#include <cuda_runtime_api.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
 
 #include "../tile_operands.h"
+#include "stream.h"
 
 namespace fused_logistic {
 namespace {
@@ -116,12 +114,11 @@ void tile_cuda(Tensor& logits, FL_TILE_OPERANDS, FL_OPTIONS) {
                                 problem.compute_double ? ScalarType::Double : ScalarType::Float, logits.device());
     launch.column_sums = column_sums->mutable_data_ptr();
   }
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(logits.device().index(), &stream));
-  launch_tile(launch, plan, static_cast<CUstream_st*>(stream));
+  const cudaStream_t stream = current_stream(logits.device());
+  launch_tile(launch, plan, stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   if (launch.loss_sum == nullptr && launch.bias_sum == nullptr) return;
-  launch_finish_tile(launch, static_cast<CUstream_st*>(stream));
+  launch_finish_tile(launch, stream);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
