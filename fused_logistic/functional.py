@@ -1,4 +1,4 @@
-"""The functional interface: drop-in replacements of ``torch.nn.functional`` and ``torchvision.ops``."""
+"""The functional interface: the drop-in replacement of ``torch.nn.functional``, and what all losses have in common."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import arguments, autograd, checks, nested, ops
-from .options import FOCAL, LOSS, Options
+from .options import LOSS, Options
 
 _DEPRECATED = "elementwise_mean"  # torch 0.4's name of the mean, which torch still takes
 _REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM, _DEPRECATED: ops.MEAN}
@@ -28,14 +28,37 @@ def check_reduction(op: str, reduction: object) -> None:
         raise ValueError(f"{op}: expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
 
 
-def _refuse(op: str, required: dict[str, Any], optional: dict[str, Any], options: Options) -> None:
+def _refuse(op: str, names: tuple[str, str], tensors: tuple[Any, ...], options: Options) -> None:
     """Raises what is wrong with the arguments, if it is one of the things that can be."""
-    checks.tensors(op, required, **optional)
-    input, target = required.values()
+    input, target, weight, pos_weight, mask = tensors
+    required = dict(zip(names, (input, target), strict=True))
+    checks.tensors(op, required, weight=weight, pos_weight=pos_weight, mask=mask)
     if nested.is_jagged(input):
         return  # it was their values that were refused, with a name
-    weight, pos_weight, mask = (optional.get(name) for name in ("weight", "pos_weight", "mask"))
-    checks.loss(input, target, weight, pos_weight, mask, None, ops.SUM, *options)
+    checks.loss(*tensors, None, ops.SUM, *options)
+
+
+def computed(
+    op: str,
+    names: tuple[str, str],
+    tensors: tuple[Any, ...],
+    reduction: str,
+    options: Options,
+    promotes: bool = False,
+) -> Tensor:
+    """The loss of ``(input, target, weight, pos_weight, mask)``, the first two being called ``names`` in messages."""
+    if torch.compiler.is_compiling():  # checked without data (registration.py)
+        return autograd.loss(*tensors, number_of(reduction), options, promotes)
+    try:
+        return autograd.loss(*tensors, number_of(reduction), options, promotes)
+    except Exception as error:
+        refusal = error
+    try:  # whatever went wrong gets its name here, in torch's words; if it has none, it is what it was
+        check_reduction(op, reduction)
+        _refuse(op, names, tensors, options)
+        raise refusal
+    finally:
+        del refusal  # else a cycle with this frame, which would keep the tensors
 
 
 def binary_cross_entropy_with_logits(
@@ -114,95 +137,4 @@ def binary_cross_entropy_with_logits(
     p = None if pos_weight is None else arguments.beside(pos_weight, input)
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)  # warns that they are deprecated, as torch does
-    if torch.compiler.is_compiling():  # checked without data (registration.py)
-        return autograd.loss(input, target, w, p, mask, number_of(reduction), options)
-    try:
-        return autograd.loss(input, target, w, p, mask, number_of(reduction), options)
-    except Exception as error:
-        refusal = error
-    try:  # whatever went wrong gets its name here, in torch's words; if it has none, it is what it was
-        check_reduction(LOSS, reduction)
-        optional = {"weight": w, "pos_weight": p, "mask": mask}
-        _refuse(LOSS, {"input": input, "target": target}, optional, options)
-        raise refusal
-    finally:
-        del refusal  # else a cycle with this frame, which would keep the tensors
-
-
-def sigmoid_focal_loss(
-    inputs: Tensor,
-    targets: Tensor,
-    alpha: float | Tensor = 0.25,
-    gamma: float | Tensor = 2,
-    reduction: str = "none",
-    *,
-    ignore_index: int | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
-    r"""Focal loss of ``sigmoid(inputs)``: binary cross entropy that gives less weight to what is classified well.
-
-    Equivalent to ``torchvision.ops.sigmoid_focal_loss``, one pass over memory for the loss and its gradient, and exact
-    in both tails. With the probability :math:`q = y\,\sigma(-z) + (1 - y)\,\sigma(z)` given to the other label
-    (:math:`1 - p_t` in the paper) and :math:`\alpha_t = \alpha y + (1 - \alpha)(1 - y)`:
-
-    .. math:: \ell = \alpha_t\, q^\gamma \bigl(y \log(1 + e^{-z}) + (1 - y) \log(1 + e^{z})\bigr)
-
-    Args:
-        inputs: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
-        targets: :math:`y`, of the same shape; any of those dtypes, bool or an integer dtype, read as it is. Meant are
-            targets in [0, 1]; others follow the same formula. Where their :math:`q` is negative, :math:`|q|^\gamma`
-            stands for the power, negative for an odd ``gamma``: for a whole one that is :math:`q^\gamma`. A
-            :math:`|q|` above 2^62 counts as that.
-        alpha: :math:`\alpha` in [0, 1]; -1: no :math:`\alpha_t`. Or a tensor that broadcasts to ``inputs``, such as one
-            value per class.
-        gamma: :math:`\gamma \ge 0`, not necessarily an integer; 0: the cross entropy times :math:`\alpha_t`. Or a
-            tensor, likewise. With a tensor that requires a gradient, has dimensions or is not on the CPU, and where
-            compiled code sees a number change, the loss is composed of torch's operations: differentiable in the option
-            too, slower; the range of a tensor is not checked.
-        reduction: ``"none"``, ``"mean"`` (over all elements) or ``"sum"``.
-        ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, and
-            ``"mean"`` divides by the number of those that remain.
-        mask: bool, of a shape that broadcasts to that of ``inputs``; where it is False, as for ``ignore_index``.
-
-    Returns:
-        A scalar, or a tensor of the shape of ``inputs`` for ``reduction="none"``. Its dtype is what torch promotes the
-        dtypes of both to, that of ``inputs`` if ``targets`` are integers or bool; under autocast at least float32. fp16
-        and bf16 are computed in fp32, sums in fp64 in a fixed order. Both arguments are differentiable, to any order.
-
-    Raises:
-        TypeError: an argument is not a tensor, or ``mask`` is not bool.
-        ValueError: ``targets`` has another shape than ``inputs``, ``reduction`` is none of the three, ``alpha`` is
-            neither in [0, 1] nor -1, or ``gamma`` is not between 0 and 1e30.
-        RuntimeError: ``mask`` does not broadcast, or an argument is on another device.
-        NotImplementedError: a dtype that is not supported.
-
-    Formula: Lin, Goyal, Girshick, He and Dollár, "Focal loss for dense object detection" (2017);
-    ``csrc/losses.h`` derives its gradient.
-    """
-    if has_torch_function_variadic(inputs, targets, mask):
-        return handle_torch_function(
-            sigmoid_focal_loss,
-            (inputs, targets, mask),
-            inputs,
-            targets,
-            alpha=alpha,
-            gamma=gamma,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            mask=mask,
-        )
-    gamma, alpha = arguments.option(FOCAL, "gamma", gamma), arguments.option(FOCAL, "alpha", alpha)
-    given_alpha = alpha if isinstance(alpha, Tensor) or alpha != -1 else None
-    options = Options(0.0, arguments.integer(FOCAL, "ignore_index", ignore_index), gamma, given_alpha)
-    if torch.compiler.is_compiling():
-        return autograd.loss(inputs, targets, None, None, mask, number_of(reduction), options, promotes=True)
-    try:
-        return autograd.loss(inputs, targets, None, None, mask, number_of(reduction), options, promotes=True)
-    except Exception as error:
-        refusal = error
-    try:
-        check_reduction(FOCAL, reduction)
-        _refuse(FOCAL, {"inputs": inputs, "targets": targets}, {"mask": mask}, options)
-        raise refusal
-    finally:
-        del refusal
+    return computed(LOSS, ("input", "target"), (input, target, w, p, mask), reduction, options)
