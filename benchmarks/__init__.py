@@ -3,7 +3,7 @@
 =============  =========================================================================================================
 ``cases``      what a case is, and the registry that the files with cases add theirs to
 ``providers``  the cases of the elementwise loss: ours, the rivals, and the memory limit
-``focal``      those of the focal loss
+``focal``      those of the losses that give less weight to what is classified well
 ``linear``     those of the whole layer in its three shapes
 ``pairs``      that of the loss of pairs
 ``timing``     the clock: all candidates in turn, medians and quartiles; CUDA by events

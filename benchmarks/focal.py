@@ -1,9 +1,9 @@
-"""The focal loss: ours, and the graph that torchvision composes."""
+"""The focal, quality, varifocal and asymmetric loss: ours, and the graphs that their users compose."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,12 @@ from .cases import FOCAL, Case, Plan, register
 from .providers import ARRAYS, Step, autograd_step, tensors, triad
 
 ALPHA, GAMMA = 0.25, 2.0
+Loss = Callable[[Tensor, Tensor], Tensor]
+# At most 1.5 times the plain loss's time (as that one's over ours), and an eighth of the graph's.
+TARGETS = {"plain": 1 / 1.5, "eager": 8.0}
 
 
-def composed(logits: Tensor, target: Tensor) -> Tensor:
+def torchvisions(logits: Tensor, target: Tensor) -> Tensor:
     """What ``torchvision.ops.sigmoid_focal_loss`` computes, operation for operation."""
     p = torch.sigmoid(logits)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -26,14 +29,49 @@ def composed(logits: Tensor, target: Tensor) -> Tensor:
     return (alpha_t * (cross_entropy * (1 - p_t) ** GAMMA)).mean()
 
 
-def candidates(numel: int, dtype: torch.dtype, device: str) -> dict[str, Step]:
+def mmdets_quality(logits: Tensor, target: Tensor) -> Tensor:
+    """mmdet's ``quality_focal_loss`` of a dense target."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (cross_entropy * (target - logits.sigmoid()).abs().pow(2.0)).mean()
+
+
+def mmdets_varifocal(logits: Tensor, target: Tensor) -> Tensor:
+    """mmdet's ``varifocal_loss``."""
+    p = logits.sigmoid()
+    positive = (target > 0.0).to(p.dtype)
+    weight = target * positive + 0.75 * (p - target).abs().pow(2.0) * (target <= 0.0).to(p.dtype)
+    return (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).mean()
+
+
+def timms(logits: Tensor, target: Tensor) -> Tensor:
+    """timm's ``AsymmetricLossMultiLabel`` with its defaults, over the number of elements."""
+    p = torch.sigmoid(logits)
+    opposite = (1 - p + 0.05).clamp(max=1)
+    log = target * torch.log(p.clamp(min=1e-8)) + (1 - target) * torch.log(opposite.clamp(min=1e-8))
+    right = p * target + opposite * (1 - target)
+    return -(log * torch.pow(1 - right, 1 * target + 4 * (1 - target))).mean()
+
+
+# name: ours, theirs, and whether positives are soft
+LOSSES: dict[str, tuple[Loss, Loss, bool]] = {
+    FOCAL: (functools.partial(fl.sigmoid_focal_loss, alpha=ALPHA, gamma=GAMMA), torchvisions, False),
+    "quality_focal_loss": (fl.quality_focal_loss, mmdets_quality, True),
+    "varifocal_loss": (fl.varifocal_loss, mmdets_varifocal, True),
+    "asymmetric_loss_with_logits": (fl.asymmetric_loss_with_logits, timms, False),
+}
+
+
+def candidates(name: str, numel: int, dtype: torch.dtype, device: str) -> dict[str, Step]:
+    ours, theirs, soft = LOSSES[name]
     logits, target = tensors(numel, dtype, device, positives=0.01)  # a detector's: nearly all background
+    if soft:
+        target = target * torch.rand_like(target)
     torch._dynamo.reset()
-    ours = functools.partial(fl.sigmoid_focal_loss, alpha=ALPHA, gamma=GAMMA, reduction="mean")
     return {
-        "fused": autograd_step(ours, logits, target, "full"),
-        "eager": autograd_step(composed, logits, target, "full"),
-        "compile": autograd_step(torch.compile(composed, dynamic=False), logits, target, "full"),
+        "fused": autograd_step(functools.partial(ours, reduction="mean"), logits, target, "full"),
+        "plain": autograd_step(fl.binary_cross_entropy_with_logits, logits, target, "full"),
+        "eager": autograd_step(theirs, logits, target, "full"),
+        "compile": autograd_step(torch.compile(theirs, dynamic=False), logits, target, "full"),
         "triad": triad(logits, target),
     }
 
@@ -41,18 +79,20 @@ def candidates(numel: int, dtype: torch.dtype, device: str) -> dict[str, Step]:
 @register
 def cases(plan: Plan) -> Iterator[Case]:
     large = 24 if plan.device == "cpu" else 26
-    grid = [(torch.float32, e) for e in ((16, 20, large) if plan.full else (20,))]
+    grid = [(torch.float32, e) for e in ((20, large) if plan.full else (20,))]
     if plan.device == "cuda":
         grid = [*grid, (torch.bfloat16, large)] if plan.full else [(torch.float32, large)]
-    for dtype, exponent in grid:
-        numel = 1 << exponent
-        yield Case(
-            kernel=FOCAL,
-            mode="full",
-            x_value=numel,
-            dtype=dtype,
-            device=plan.device,
-            candidates=functools.partial(candidates, numel, dtype, plan.device),
-            rounds=plan.rounds(expensive=exponent > 22),
-            bytes=ARRAYS["full"] * dtype.itemsize * numel,
-        )
+    for name in LOSSES if plan.full or plan.device == "cuda" else [FOCAL, "asymmetric_loss_with_logits"]:
+        for dtype, exponent in grid:
+            numel = 1 << exponent
+            yield Case(
+                kernel=name,
+                mode="full",
+                x_value=numel,
+                dtype=dtype,
+                device=plan.device,
+                candidates=functools.partial(candidates, name, numel, dtype, plan.device),
+                rounds=plan.rounds(expensive=exponent > 22),
+                bytes=ARRAYS["full"] * dtype.itemsize * numel,
+                targets=TARGETS if plan.device == "cpu" else {},
+            )

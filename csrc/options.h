@@ -9,15 +9,19 @@
 
 namespace fused_logistic {
 
-enum class Loss : int8_t { kBce, kFocal, kFocalOfWholeGamma };  // which struct of losses.h
+enum class Loss : int8_t { kBce, kFocal, kQuality, kAsymmetric };  // which struct of losses.h
 
 struct Options {
   double label_smoothing = 0;
   bool has_ignore_index = false;
   double ignore_index = 0;
   Loss loss = Loss::kBce;
-  // The focal losses: the loss times q^gamma and alpha_t, which is alpha y + alpha_opposite (1 - y); 1 and 1 without alpha
+  bool has_whole_powers = false;  // the exponents below are 0, 1, 2, 3 or 4
+  // Focal: the loss times q^gamma and alpha_t, which is alpha y + alpha_opposite (1 - y); 1 and 1 without alpha.
+  // Quality, and varifocal: gamma, which the former's authors call beta, and alpha, see quality.h. Asymmetric: gamma is gamma_neg.
   double gamma = 0, alpha = 1, alpha_opposite = 1;
+  bool is_varifocal = false, iou_weighted = false;
+  double gamma_pos = 0, clip = 0;
 };
 
 // Whether targets are taken as they are and all elements kept. static: a file built for one instruction set must not lend
@@ -28,14 +32,21 @@ static constexpr bool is_plain(const Options& options) {
 
 // ---- As the ops' last arguments ------------------------------------------------------------------------------------
 
-// In a schema. gamma: the focal loss, with alpha or without; none: binary cross entropy.
-#define FL_OPTIONS_SCHEMA "float label_smoothing=0.0, int? ignore_index=None, float? gamma=None, float? alpha=None"
+// In a schema. Which loss it is, its parameters tell: gamma alone or with alpha, focal; with alpha and iou_weighted,
+// varifocal; beta, quality; gamma_neg, gamma_pos and clip, asymmetric; none, binary cross entropy.
+#define FL_OPTIONS_SCHEMA                                                                                             \
+  "float label_smoothing=0.0, int? ignore_index=None, float? gamma=None, float? alpha=None, float? beta=None, bool? " \
+  "iou_weighted=None, float? gamma_neg=None, float? gamma_pos=None, float? clip=None"
 // As parameters, and as the Options that these are, or a refusal in the name of the op.
-#define FL_OPTIONS \
-  double label_smoothing, std::optional<int64_t> ignore_index, std::optional<double> gamma, std::optional<double> alpha
-#define FL_GIVEN_OPTIONS(op) options_of(op, label_smoothing, ignore_index, gamma, alpha)
+#define FL_OPTIONS                                                                               \
+  double label_smoothing, std::optional<int64_t> ignore_index, std::optional<double> gamma,      \
+      std::optional<double> alpha, std::optional<double> beta, std::optional<bool> iou_weighted, \
+      std::optional<double> gamma_neg, std::optional<double> gamma_pos, std::optional<double> clip
+#define FL_GIVEN_OPTIONS(op) \
+  options_of(op, label_smoothing, ignore_index, gamma, alpha, beta, iou_weighted, gamma_neg, gamma_pos, clip)
 
 constexpr double kMaxGamma = 1e30;  // in fp32 its product with the logarithm of a probability is still finite
+constexpr double kMinClip = 1e-9;   // below it -log(1 - p_m) would need a logarithm of more than 2^32 (log1p_large)
 
 // What bce_count takes of them: which elements are left out.
 inline Options leaving_out(std::optional<int64_t> ignore_index) {
@@ -45,17 +56,42 @@ inline Options leaving_out(std::optional<int64_t> ignore_index) {
   return options;
 }
 
+inline bool is_exponent(double gamma) { return gamma >= 0 && gamma <= kMaxGamma; }
+inline bool is_whole_exponent(double gamma) {
+  return gamma == 0 || gamma == 1 || gamma == 2 || gamma == 3 || gamma == 4;
+}
+
 inline Options options_of(const char* op, FL_OPTIONS) {
   require(label_smoothing >= 0 && label_smoothing <= 1, op, "label_smoothing is not between 0 and 1");
-  require(!gamma.has_value() || (*gamma >= 0 && *gamma <= kMaxGamma), op, "gamma is not between 0 and 1e30");
+  require(gamma.has_value() + beta.has_value() + gamma_neg.has_value() <= 1, op,
+          "gamma, beta and gamma_neg exclude each other");
+  require(is_exponent(gamma.value_or(0)), op, "gamma is not between 0 and 1e30");
+  require(is_exponent(beta.value_or(0)), op, "beta is not between 0 and 1e30");
+  require(is_exponent(gamma_neg.value_or(0)), op, "gamma_neg is not between 0 and 1e30");
+  require(is_exponent(gamma_pos.value_or(0)) && gamma_pos.has_value() == gamma_neg.has_value(), op,
+          "gamma_pos is not between 0 and 1e30, beside gamma_neg");
+  const double m = clip.value_or(0);
+  require((m == 0 || (m >= kMinClip && m <= 1)) && clip.has_value() == gamma_neg.has_value(), op,
+          "clip is neither 0 nor between 1e-9 and 1, beside gamma_neg");
   require(!alpha.has_value() || (*alpha >= 0 && *alpha <= 1 && gamma.has_value()), op, "alpha does not fit");
+  require(!iou_weighted.has_value() || alpha.has_value(), op, "iou_weighted does not fit");
   Options options = leaving_out(ignore_index);
   options.label_smoothing = label_smoothing;
-  if (!gamma.has_value()) return options;
-  const bool is_whole = *gamma == 0 || *gamma == 1 || *gamma == 2 || *gamma == 3 || *gamma == 4;
-  options.loss = is_whole ? Loss::kFocalOfWholeGamma : Loss::kFocal;
-  options.gamma = *gamma;
-  if (alpha.has_value()) options.alpha = *alpha, options.alpha_opposite = 1 - *alpha;
+  options.gamma = gamma.value_or(beta.value_or(gamma_neg.value_or(0)));
+  options.has_whole_powers = is_whole_exponent(options.gamma) && is_whole_exponent(gamma_pos.value_or(0));
+  if (gamma_neg.has_value()) {
+    options.loss = Loss::kAsymmetric;
+    options.gamma_pos = *gamma_pos;
+    options.clip = m;
+  } else if (beta.has_value() || iou_weighted.has_value()) {
+    options.loss = Loss::kQuality;
+    options.is_varifocal = iou_weighted.has_value();
+    options.iou_weighted = iou_weighted.value_or(false);
+    options.alpha = alpha.value_or(1);
+  } else if (gamma.has_value()) {
+    options.loss = Loss::kFocal;
+    if (alpha.has_value()) options.alpha = *alpha, options.alpha_opposite = 1 - *alpha;
+  }
   return options;
 }
 

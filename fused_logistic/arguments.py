@@ -38,6 +38,17 @@ def option(op: str, name: str, value: Any) -> float | Tensor:
     return float(value)
 
 
+def number(op: str, name: str, value: Any) -> float:
+    """An option that is a number and no tensor; in compiled code a constant.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(value, _NUMBERS):
+        raise TypeError(f"{op}: expected {name} to be a number, got {type(value).__name__}")
+    return float(value)
+
+
 def integer(op: str, name: str, value: Any) -> int | None:
     """An option that is an integer or None.
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import checks, checks_pairs, composite, composite_pairs, matrices, nested, ops, sharding, sparse
-from .options import Options
+from .options import LOSS, Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _modes, _pre_dispatched = torch._C._len_torch_dispatch_stack, torch._C._dispatch_tls_is_dispatch_key_included
@@ -200,13 +200,13 @@ def loss(
         count = counted(target, mask, options.ignore_index)
     if options.has_tensors:
         checks.loss(input, target, weight, pos_weight, mask, count, reduction, *options)
-        if options.gamma is not None:
+        if options.loss != LOSS:
             return composite.bce(input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
         target, mask = composite.smoothed_target(input, target, mask, options)
         options = Options()
     if not plain and sharding.is_dtensor(input) and reduction != ops.NONE:
         return sharding.reduced(_apply, input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
-    return _apply(input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
+    return _apply(input, target, weight, pos_weight, mask, count, reduction, dtype, *options.given())
 
 
 def _nested_loss(input: Tensor, *rest: Any) -> Tensor:
@@ -323,7 +323,9 @@ def linear_loss(
     if torch.is_autocast_enabled(operands[0].device.type) and not is_sparse:
         low = torch.get_autocast_dtype(operands[0].device.type)
         operands = tuple(t if t is None or t.dtype == torch.float64 else t.to(low) for t in operands)  # type: ignore[assignment]
-    if is_sparse or nested.is_jagged(operands[0]) or torch.compiler.is_exporting() or _is_sharded(operands):
+    # an option that is a tensor is differentiated with the logits, but for label smoothing
+    is_composed = torch.compiler.is_exporting() or (options.has_tensors and options.loss != LOSS)
+    if is_sparse or nested.is_jagged(operands[0]) or is_composed or _is_sharded(operands):
         logits = (sparse if is_sparse else composite).linear_logits(*operands)
         dense = sparse.dense_target(*target, logits.shape[-1])
         return loss(logits, dense, weight, pos_weight, mask, reduction, options).to(dtype)

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from .ops import Layer
-from .options import Options
-
-LAYER = "linear_binary_cross_entropy"
+from .options import LAYER, Options
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _READABLE = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -187,7 +185,8 @@ def layer(
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as the public function says.
     """
-    op, given = LAYER, Options(*options)
+    given = Options(*options)
+    op = given.layer
     if input.layout != torch.strided:
         _sparse_input(op, input)
     floating(op, "input", input)
@@ -237,7 +236,7 @@ def layer(
         _readable(op, tensor)
     _bool(op, mask)
     _reduction(op, reduction)
-    given.check_of_layer(op)
+    given.check(op)
     _options(op, given, input, logits)
     if chunk_bytes is not None and chunk_bytes <= 0:
         raise ValueError(f"{op}: expected chunk_bytes > 0, got {chunk_bytes}")

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import checks, ops, sparse
+from . import checks, composite_powers, ops, sparse
+from .composite_powers import like, product
 from .ops import Layer
 from .options import Options
 
@@ -49,19 +50,6 @@ def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None) -> 
 
 
 # ---- The terms of the loss ----------------------------------------------------------------------------------------
-
-
-def _product(coefficient: Tensor, value: Tensor) -> Tensor:
-    """coefficient * value; 0 where the coefficient is 0 and the value infinite."""
-    return coefficient * torch.where((coefficient == 0) & value.isinf(), 0, value)
-
-
-def like(tensor: Tensor, value: float | Tensor) -> Tensor:
-    """An option in the dtype of the arithmetic; a number as a tensor of no dimensions."""
-    if isinstance(value, Tensor):
-        return value.to(tensor.device, tensor.dtype)
-    # under torch.func.jvp a float32 tensor of no dimensions gets a float64 tangent by a Python number
-    return torch.full((), value, dtype=tensor.dtype, device=tensor.device)
 
 
 def smoothed(y: Tensor, label_smoothing: float | Tensor) -> Tensor:
@@ -136,8 +124,12 @@ class _Terms:
         return -F.logsigmoid(self._finite(coefficient))
 
     def softplus(self, coefficient: Tensor) -> Tensor:
-        """softplus(z), likewise."""
+        """The negative term, softplus(z), likewise."""
         return -F.logsigmoid(-self._finite(coefficient))
+
+    def sigma(self) -> Tensor:
+        """Its derivative."""
+        return torch.sigmoid(self.z)
 
     def unweighted_loss(self) -> Tensor:
         positive, negative = self.positive, self.negative
@@ -147,7 +139,15 @@ class _Terms:
         return self.a * self.softplus_minus(self.a) + self.b * self.softplus(self.b)
 
     def by_logits(self) -> Tensor:
-        return self.b * torch.sigmoid(self.z) - self.a * torch.sigmoid(-self.z)
+        return self.b * self.sigma() - self.a * torch.sigmoid(-self.z)
+
+    def by_target(self) -> Tensor:
+        """Without the sample's weight."""
+        if self.p is None:
+            return -self.z
+        one = torch.ones_like(self.z)
+        p = self.p * one
+        return p * self.softplus_minus(p) - self.softplus(one)
 
     def weighted(self, value: Tensor) -> Tensor:
         return value if self.w is None else _weight(self.w, value)
@@ -160,72 +160,37 @@ class _Terms:
         return self.keep(value) * self.keep(factor.to(value.dtype))
 
 
-class _FocalTerms:
-    """alpha_t q^gamma and the derivatives of its logarithm, in the notation of ``csrc/losses.h``.
+class _AsymmetricTerms(_Terms):
+    """Those whose negative term is -log(1 - p_m), in the notation of ``csrc/asymmetric.h``."""
 
-    Where c = 0, u is e, which may underflow; there u / e = (1 - c) + c / e stands for it, with a 1 / e that is kept
-    finite: multiplied by c, it only matters to derivatives by the target.
-    """
+    def __init__(self, *operands: Any) -> None:
+        super().__init__(*operands)
+        self.shifted = composite_powers.Shifted(self.z, operands[-1].clip)
 
-    def __init__(self, terms: _Terms, gamma: float | Tensor, alpha: float | Tensor | None) -> None:
-        self.terms, self.gamma = terms, terms.constant(gamma)
-        alpha, alpha_opposite = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
-        if isinstance(alpha, Tensor):  # -1: none, as where it is a number
-            is_none = alpha == -1
-            alpha, alpha_opposite = (torch.where(is_none, 1, value) for value in (alpha, alpha_opposite))
-        self.alpha_opposite = terms.constant(alpha_opposite)
-        self.alpha_slope = terms.constant(alpha - alpha_opposite)
-        is_double = terms.dtype == torch.float64
-        largest, exponent = (2.0**1023, 700) if is_double else (2.0**127, 80)
-        z, y = terms.z.clamp(-largest, largest), terms.y  # no inf * 0 in what follows
-        self.y, self.is_negative = y, z < 0
-        self.m = torch.where(self.is_negative, -z, z)
-        self.e = torch.exp(-self.m)
-        c = torch.where(self.is_negative, y, 1 - y)
-        rest = torch.where(self.is_negative, 1 - y, y)
-        self.hard = c == 0
-        self.grown = torch.exp(torch.where(self.hard, self.m.clamp_max(exponent), 0))
-        self.u_over_e = rest + c * self.grown
-        u = torch.where(self.hard, 1, c + rest * self.e)
-        # 0 where y is outside of [0, 1]: added, so that the derivatives of u stay
-        self.u = u + torch.where(u == 0, terms.constant(2.0**-200 if is_double else 2.0**-50), 0)
-        log_u = torch.where(self.hard, torch.log(self.u_over_e) - self.m, torch.log(self.u.abs()))
-        sign = torch.where((self.u < 0) & (torch.remainder(self.gamma, 2) == 1), -1, 1)
-        self.power = torch.exp(self.gamma * (log_u - torch.log1p(self.e))) * sign  # q^gamma
+    def softplus(self, coefficient: Tensor) -> Tensor:
+        return self.shifted.softplus()
 
-    def weigh(self, value: Tensor) -> Tensor:
-        """The value times q^gamma and alpha_t."""
-        alpha_t = self.alpha_opposite + self.alpha_slope * self.y
-        return _product(self.power, _product(alpha_t, value))
+    def sigma(self) -> Tensor:
+        return self.shifted.sigma()
 
-    def slope_logits(self) -> Tensor:
-        """gamma d log q / dz."""
-        s = self.e / (1 + self.e)
-        easy_or_hard = torch.where(self.hard, 1 / ((1 + self.e) * self.u_over_e), s / self.u)
-        return self.gamma * (1 - 2 * self.y) * easy_or_hard
-
-    def slope_target_times(self, loss: Tensor) -> Tensor:
-        """gamma (d log q / dy) times the unweighted loss."""
-        positive, opposite = self.terms.positive, self.terms.negative
-        tiny = self.e == 0
-        ratio = torch.where(tiny, 1, torch.log1p(self.e) / torch.where(tiny, 1, self.e))
-        dominant = torch.where(self.is_negative, positive, opposite) * torch.where(self.hard, self.m, 0).clamp_max(700)
-        where_hard = ((positive + opposite) * ratio + dominant * self.grown) / self.u_over_e
-        over_u = torch.where(self.hard, where_hard, loss / self.u)
-        size = self.gamma * (1 - self.e)
-        return _product(torch.where(self.is_negative, size, -size), over_u)
+    def by_target(self) -> Tensor:
+        one = torch.ones_like(self.z)
+        p = one if self.p is None else self.p * one
+        return p * self.softplus_minus(p) - self.softplus(one)
 
 
-def _terms(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    mask: Tensor | None,
-    options: Options,
-) -> tuple[_Terms, _FocalTerms | None]:
-    terms = _Terms(logits, target, weight, pos_weight, mask, options)
-    return terms, None if options.gamma is None else _FocalTerms(terms, options.gamma, options.alpha)
+def _terms(*operands: Any) -> tuple[_Terms, composite_powers.Power | None]:
+    """The terms, and what they are multiplied by."""
+    options = operands[-1]
+    if options.gamma_neg is not None and options.clip != 0:
+        terms: _Terms = _AsymmetricTerms(*operands)
+        return terms, composite_powers.Asymmetric(terms, options, terms.shifted)
+    terms = _Terms(*operands)
+    if options.gamma_neg is not None:
+        return terms, composite_powers.Asymmetric(terms, options, None)
+    if options.beta is not None or options.iou_weighted is not None:
+        return terms, composite_powers.Quality(terms, options)
+    return terms, None if options.gamma is None else composite_powers.Focal(terms, options.gamma, options.alpha)
 
 
 # ---- The elementwise ops ------------------------------------------------------------------------------------------
@@ -242,10 +207,10 @@ def bce(
     dtype: torch.dtype,
     *options: Any,
 ) -> Tensor:
-    terms, focal = _terms(logits, target, weight, pos_weight, mask, Options(*options))
+    terms, power = _terms(logits, target, weight, pos_weight, mask, Options(*options))
     loss = terms.loss()
-    if focal is not None:
-        loss = focal.weigh(loss)
+    if power is not None:
+        loss = power.weigh(loss)
     loss = terms.keep(loss)
     if reduction == ops.SUM:
         loss = loss.sum()
@@ -267,32 +232,26 @@ def bce_backward(
     *options: Any,
 ) -> Tensor:
     given = Options(*options)
-    terms, focal = _terms(logits, target, weight, pos_weight, mask, given)
+    terms, power = _terms(logits, target, weight, pos_weight, mask, given)
     if wrt == ops.LOGITS:
         result = terms.by_logits()
-        if focal is not None:
-            result = focal.weigh(result + _product(focal.slope_logits(), terms.loss()))
+        if power is not None:
+            result = power.weigh(result + product(power.slope_logits(), terms.loss()))
     elif wrt == ops.TARGET:
-        one = torch.ones_like(terms.z)
-        if terms.p is None:
-            result = -terms.z
-        else:
-            p = terms.p * one
-            result = p * terms.softplus_minus(p) - terms.softplus(one)
-        if focal is not None:
+        result = terms.by_target()
+        if power is not None:
             loss = terms.unweighted_loss()
-            by_alpha = _product(focal.alpha_slope * focal.power, loss)
-            result = focal.weigh(result + focal.slope_target_times(loss)) + by_alpha
+            result = power.weigh(result + power.slope_target_times(loss)) + power.by_own_weight(loss)
         result = terms.weighted(result * terms.constant(1 - given.label_smoothing))
     elif wrt == ops.WEIGHT:
         result = terms.unweighted_loss()
-        if focal is not None:
-            result = focal.weigh(result)
+        if power is not None:
+            result = power.weigh(result)
     else:
         coefficient = terms.weighted(terms.y)
         result = coefficient * terms.softplus_minus(coefficient)
-        if focal is not None:
-            result = focal.weigh(result)
+        if power is not None:
+            result = power.weigh(result)
     result = terms.times(result, grad_output)
     if reduction == ops.MEAN:
         # where nothing is left, every element is 0 and stays it

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import arguments
 from .functional import computed
-from .options import FOCAL, Options
+from .options import ASYMMETRIC, FOCAL, QUALITY, VARIFOCAL, Options
 
 
 def sigmoid_focal_loss(
@@ -81,9 +83,250 @@ def sigmoid_focal_loss(
             ignore_index=ignore_index,
             mask=mask,
         )
-    gamma, alpha = arguments.option(FOCAL, "gamma", gamma), arguments.option(FOCAL, "alpha", alpha)
+    options = focal_options(FOCAL, alpha, gamma, ignore_index)
+    return _computed(FOCAL, inputs, targets, weight, pos_weight, mask, reduction, options)
+
+
+def quality_focal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    beta: float = 2.0,
+    reduction: str = "none",
+    *,
+    weight: Tensor | float | None = None,
+    pos_weight: Tensor | float | None = None,
+    ignore_index: int | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""Quality focal loss of ``sigmoid(inputs)``: the focal loss of soft targets, such as the quality of a box.
+
+    The usual implementations compose it of a sigmoid, a power and the binary cross entropy; here it takes one pass over
+    memory with its gradient, and both tails of targets 0 and 1 are exact:
+
+    .. math:: \ell = |\sigma(z) - y|^\beta \bigl(y \log(1 + e^{-z}) + (1 - y) \log(1 + e^{z})\bigr)
+
+    Args:
+        inputs: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
+        targets: :math:`y` in [0, 1] (not checked), of the same shape; any of those dtypes, bool or an integer dtype.
+            Where :math:`\sigma(z) = y` the power's derivative counts as 0, for :math:`\beta < 1` too.
+        beta: :math:`\beta \ge 0`, a number.
+        reduction: ``"none"``, ``"mean"`` (over all elements) or ``"sum"``.
+        weight: :math:`w`, of a shape that broadcasts to that of ``inputs``, by which the loss is multiplied; or a
+            number.
+        pos_weight: the weight of the positive term, :math:`y \log(1 + e^{-z})`, likewise.
+        ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, and
+            ``"mean"`` divides by the number of those that remain.
+        mask: bool, of a shape that broadcasts to that of ``inputs``; where it is False, as for ``ignore_index``.
+
+    Returns:
+        A scalar, or a tensor of the shape of ``inputs`` for ``reduction="none"``; dtypes and sums as for
+        :func:`sigmoid_focal_loss`. ``inputs``, ``targets``, ``weight`` and ``pos_weight`` are differentiable, to any
+        order.
+
+    Raises:
+        TypeError, RuntimeError, NotImplementedError: as for :func:`sigmoid_focal_loss`; also TypeError where ``beta``
+            is no number.
+        ValueError: ``targets`` has another shape than ``inputs``, ``reduction`` is none of the three, or ``beta`` is
+            not between 0 and 1e30.
+
+    Formula: Li et al., "Generalized Focal Loss" (2020); ``csrc/quality.h`` derives its gradient.
+    """
+    if has_torch_function_variadic(inputs, targets, weight, pos_weight, mask):
+        return handle_torch_function(
+            quality_focal_loss,
+            (inputs, targets, weight, pos_weight, mask),
+            inputs,
+            targets,
+            beta=beta,
+            reduction=reduction,
+            weight=weight,
+            pos_weight=pos_weight,
+            ignore_index=ignore_index,
+            mask=mask,
+        )
+    options = Options(
+        ignore_index=arguments.integer(QUALITY, "ignore_index", ignore_index),
+        beta=arguments.number(QUALITY, "beta", beta),
+    )
+    return _computed(QUALITY, inputs, targets, weight, pos_weight, mask, reduction, options)
+
+
+def varifocal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+    iou_weighted: bool = True,
+    reduction: str = "none",
+    *,
+    weight: Tensor | float | None = None,
+    pos_weight: Tensor | float | None = None,
+    ignore_index: int | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""Varifocal loss of ``sigmoid(inputs)``: a focal loss of negatives, and of positives the loss by their quality.
+
+    One pass over memory for the loss and its gradient; both tails of targets 0 and 1 are exact. With the binary cross
+    entropy :math:`\ell_y = y \log(1 + e^{-z}) + (1 - y) \log(1 + e^{z})`:
+
+    .. math:: \ell = y\,\ell_y \text{ for } y > 0, \qquad \ell = \alpha\,|\sigma(z) - y|^\gamma\,\ell_y \text{ else}
+
+    Args:
+        inputs: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
+        targets: :math:`y` in [0, 1] (not checked), of the same shape, 0 for negatives and the quality (such as the IoU)
+            for positives; any of those dtypes, bool or an integer dtype.
+        alpha: :math:`\alpha` in [0, 1], a number.
+        gamma: :math:`\gamma \ge 0`, a number.
+        iou_weighted: whether positives have the weight :math:`y`; else they have 1.
+        reduction: ``"none"``, ``"mean"`` (over all elements) or ``"sum"``.
+        weight: :math:`w`, of a shape that broadcasts to that of ``inputs``, by which the loss is multiplied; or a
+            number.
+        pos_weight: the weight of the positive term, :math:`y \log(1 + e^{-z})`, likewise.
+        ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, and
+            ``"mean"`` divides by the number of those that remain.
+        mask: bool, of a shape that broadcasts to that of ``inputs``; where it is False, as for ``ignore_index``.
+
+    Returns:
+        A scalar, or a tensor of the shape of ``inputs`` for ``reduction="none"``; dtypes and sums as for
+        :func:`sigmoid_focal_loss`. ``inputs``, ``targets``, ``weight`` and ``pos_weight`` are differentiable, to any
+        order.
+
+    Raises:
+        TypeError, RuntimeError, NotImplementedError: as for :func:`sigmoid_focal_loss`; also TypeError where ``alpha``
+            or ``gamma`` is no number or ``iou_weighted`` no bool.
+        ValueError: ``targets`` has another shape than ``inputs``, ``reduction`` is none of the three, ``alpha`` is not
+            in [0, 1], or ``gamma`` is not between 0 and 1e30.
+
+    Formula: Zhang, Wang, Dayoub and Sünderhauf, "VarifocalNet" (2021); ``csrc/quality.h`` derives its gradient.
+    """
+    if has_torch_function_variadic(inputs, targets, weight, pos_weight, mask):
+        return handle_torch_function(
+            varifocal_loss,
+            (inputs, targets, weight, pos_weight, mask),
+            inputs,
+            targets,
+            alpha=alpha,
+            gamma=gamma,
+            iou_weighted=iou_weighted,
+            reduction=reduction,
+            weight=weight,
+            pos_weight=pos_weight,
+            ignore_index=ignore_index,
+            mask=mask,
+        )
+    if not isinstance(iou_weighted, bool):
+        raise TypeError(f"{VARIFOCAL}: expected iou_weighted to be a bool, got {type(iou_weighted).__name__}")
+    options = Options(
+        ignore_index=arguments.integer(VARIFOCAL, "ignore_index", ignore_index),
+        gamma=arguments.number(VARIFOCAL, "gamma", gamma),
+        alpha=arguments.number(VARIFOCAL, "alpha", alpha),
+        iou_weighted=iou_weighted,
+    )
+    return _computed(VARIFOCAL, inputs, targets, weight, pos_weight, mask, reduction, options)
+
+
+def asymmetric_loss_with_logits(
+    input: Tensor,
+    target: Tensor,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+    clip: float | None = 0.05,
+    reduction: str = "sum",
+    *,
+    weight: Tensor | float | None = None,
+    pos_weight: Tensor | float | None = None,
+    label_smoothing: float | Tensor | None = None,
+    ignore_index: int | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""Asymmetric loss of ``sigmoid(input)``: focal exponents of their own for positives and negatives of many labels.
+
+    What timm's ``AsymmetricLossMultiLabel`` computes, but for its ``eps``: there positives lose their gradient below a
+    logit of -18, here they keep it. One pass over memory for the loss and its gradient. With the probability
+    :math:`p_m = \max(\sigma(z) - m, 0)` that is left of a negative's,
+    :math:`q = y\,\sigma(-z) + (1 - y)\,p_m` and :math:`\gamma = \gamma_+ y + \gamma_- (1 - y)`:
+
+    .. math:: \ell = q^\gamma \bigl(y \log(1 + e^{-z}) - (1 - y) \log(1 - p_m)\bigr)
+
+    Args:
+        input: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
+        target: :math:`y` in [0, 1] (not checked), of the same shape; any of those dtypes, bool or an integer dtype.
+        gamma_neg: :math:`\gamma_- \ge 0`, a number.
+        gamma_pos: :math:`\gamma_+ \ge 0`, a number.
+        clip: the margin :math:`m`, a number: 0 or None for none, or in [1e-9, 1].
+        reduction: ``"none"``, ``"mean"`` (over all elements) or, as in timm, ``"sum"``.
+        weight: :math:`w`, of a shape that broadcasts to that of ``input``, by which the loss is multiplied; or a
+            number.
+        pos_weight: the weight of the positive term, :math:`y \log(1 + e^{-z})`, likewise.
+        label_smoothing: :math:`s` in [0, 1], None being 0: the target becomes :math:`y (1 - s) + s / 2`.
+        ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, and
+            ``"mean"`` divides by the number of those that remain.
+        mask: bool, of a shape that broadcasts to that of ``input``; where it is False, as for ``ignore_index``.
+
+    Returns:
+        A scalar, or a tensor of the shape of ``input`` for ``reduction="none"``; dtypes and sums as for
+        :func:`sigmoid_focal_loss`. ``input``, ``target``, ``weight`` and ``pos_weight`` are differentiable, to any
+        order; at :math:`\sigma(z) = m` the derivative is that of the clipped side, 0.
+
+    Raises:
+        TypeError, RuntimeError, NotImplementedError: as for :func:`sigmoid_focal_loss`; also TypeError where
+            ``gamma_neg``, ``gamma_pos`` or ``clip`` is no number.
+        ValueError: ``target`` has another shape than ``input``, ``reduction`` is none of the three, an exponent is not
+            between 0 and 1e30, or ``clip`` is neither 0 nor between 1e-9 and 1.
+
+    Formula: Ridnik et al., "Asymmetric Loss For Multi-Label Classification" (2020); ``csrc/asymmetric.h`` derives its
+    gradient.
+    """
+    if has_torch_function_variadic(input, target, weight, pos_weight, mask):
+        return handle_torch_function(
+            asymmetric_loss_with_logits,
+            (input, target, weight, pos_weight, mask),
+            input,
+            target,
+            gamma_neg=gamma_neg,
+            gamma_pos=gamma_pos,
+            clip=clip,
+            reduction=reduction,
+            weight=weight,
+            pos_weight=pos_weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            mask=mask,
+        )
+    options = asymmetric_options(ASYMMETRIC, gamma_neg, gamma_pos, clip, label_smoothing, ignore_index)
+    names = ("input", "target")
+    return _computed(ASYMMETRIC, input, target, weight, pos_weight, mask, reduction, options, names)
+
+
+def asymmetric_options(
+    op: str, gamma_neg: Any, gamma_pos: Any, clip: Any, label_smoothing: Any, ignore_index: Any
+) -> Options:
+    return Options(
+        label_smoothing=0.0 if label_smoothing is None else arguments.option(op, "label_smoothing", label_smoothing),
+        ignore_index=arguments.integer(op, "ignore_index", ignore_index),
+        gamma_neg=arguments.number(op, "gamma_neg", gamma_neg),
+        gamma_pos=arguments.number(op, "gamma_pos", gamma_pos),
+        clip=0.0 if clip is None else arguments.number(op, "clip", clip),
+    )
+
+
+def focal_options(op: str, alpha: Any, gamma: Any, ignore_index: Any) -> Options:
+    gamma, alpha = arguments.option(op, "gamma", gamma), arguments.option(op, "alpha", alpha)
+    given_alpha = alpha if isinstance(alpha, Tensor) or alpha != -1 else None
+    return Options(0.0, arguments.integer(op, "ignore_index", ignore_index), gamma, given_alpha)
+
+
+def _computed(
+    op: str,
+    inputs: Tensor,
+    targets: Tensor,
+    weight: Any,
+    pos_weight: Any,
+    mask: Tensor | None,
+    reduction: str,
+    options: Options,
+    names: tuple[str, str] = ("inputs", "targets"),
+) -> Tensor:
     w = None if weight is None else arguments.beside(weight, inputs)
     p = None if pos_weight is None else arguments.beside(pos_weight, inputs)
-    given_alpha = alpha if isinstance(alpha, Tensor) or alpha != -1 else None
-    options = Options(0.0, arguments.integer(FOCAL, "ignore_index", ignore_index), gamma, given_alpha)
-    return computed(FOCAL, ("inputs", "targets"), (inputs, targets, w, p, mask), reduction, options, promotes=True)
+    return computed(op, names, (inputs, targets, w, p, mask), reduction, options, promotes=True)

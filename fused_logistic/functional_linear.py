@@ -11,29 +11,30 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import arguments, autograd, checks, nested, ops, sparse
 from .functional import check_reduction, number_of
-from .options import Options
+from .options import LAYER, Options
 
-_OP = checks.LAYER
 # Dynamo takes no sparse tensors: what is compiled calls this between two graphs.
 _uncompiled_loss = torch._disable_dynamo(autograd.linear_loss)  # unlike torch.compiler.disable without importing it
 
 
-def _parts(input: Tensor, linear_weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _parts(
+    op: str, input: Tensor, linear_weight: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(values, crow_indices, col_indices) of a sparse target; (target, None, None) of a dense one."""
     if target.layout == torch.strided or target.is_nested:
         return target, None, None
     if target.layout not in (torch.sparse_csr, torch.sparse_coo):
         layouts = "torch.strided, torch.sparse_csr or torch.sparse_coo"
-        raise ValueError(f"{_OP}: expected target of layout {layouts}, got {target.layout}")
+        raise ValueError(f"{op}: expected target of layout {layouts}, got {target.layout}")
     shape = (*input.shape[:-1], *linear_weight.shape[:-1])
     if target.shape != shape:
-        raise ValueError(f"{_OP}: expected target of shape {list(shape)}, got {list(target.shape)}")
+        raise ValueError(f"{op}: expected target of shape {list(shape)}, got {list(target.shape)}")
     if target.layout == torch.sparse_coo:
         if torch._C._functorch.is_functorch_wrapped_tensor(target):
-            raise NotImplementedError(f"{_OP}: expected a sparse target that torch.func does not transform")
+            raise NotImplementedError(f"{op}: expected a sparse target that torch.func does not transform")
         if (target.sparse_dim(), target.dense_dim()) != (2, 0):
             raise ValueError(
-                f"{_OP}: expected a sparse target of 2 sparse dimensions and no dense one, "
+                f"{op}: expected a sparse target of 2 sparse dimensions and no dense one, "
                 f"got {target.sparse_dim()} and {target.dense_dim()}"
             )
         return sparse.csr_of_coo(target)
@@ -48,7 +49,7 @@ def _check(parts: Any, input: Any, linear_weight: Any, linear_bias: Any, target:
 
 def _loss(*given: Any) -> Tensor:
     input, linear_weight, linear_bias, target, weight, pos_weight, mask, reduction, chunk_bytes, options = given
-    parts = _parts(input, linear_weight, target)
+    parts = _parts(options.layer, input, linear_weight, target)
     sparse_input = input.layout != torch.strided and not nested.is_jagged(input)
     if sparse_input:  # no op checks these
         _check(parts, *given)
@@ -57,6 +58,41 @@ def _loss(*given: Any) -> Tensor:
     loss = _uncompiled_loss if has_sparse and "torch._dynamo" in sys.modules else autograd.linear_loss
     layer = input, linear_weight, linear_bias
     return loss(layer, parts, weight, pos_weight, mask, number_of(reduction), chunk_bytes, options)
+
+
+def computed(
+    input: Any,
+    linear_weight: Any,
+    target: Any,
+    linear_bias: Any,
+    weight: Any,
+    pos_weight: Any,
+    mask: Any,
+    reduction: str,
+    chunk_bytes: int | None,
+    options: Options,
+) -> Tensor:
+    """The layer's loss, whichever of the options it is."""
+    w = None if weight is None else arguments.beside(weight, input)
+    p = None if pos_weight is None else arguments.beside(pos_weight, input)
+    given = input, linear_weight, linear_bias, target, w, p, mask, reduction, chunk_bytes, options
+    if torch.compiler.is_compiling():  # checked without data (registration.py)
+        return _loss(*given)
+    try:
+        return _loss(*given)
+    except Exception as error:
+        refusal = error
+    try:
+        check_reduction(options.layer, reduction)
+        optional = {"linear_bias": linear_bias, "weight": w, "pos_weight": p, "mask": mask}
+        required: dict[str, object] = {"input": input, "linear_weight": linear_weight, "target": target}
+        checks.tensors(options.layer, required, **optional)
+        if nested.is_jagged(input):
+            raise refusal
+        _check(_parts(options.layer, input, linear_weight, target), *given)
+        raise refusal
+    finally:
+        del refusal
 
 
 def linear_binary_cross_entropy(
@@ -146,25 +182,8 @@ def linear_binary_cross_entropy(
             mask=mask,
             chunk_bytes=chunk_bytes,
         )
-    smoothing = 0.0 if label_smoothing is None else arguments.option(_OP, "label_smoothing", label_smoothing)
-    options = Options(smoothing, arguments.integer(_OP, "ignore_index", ignore_index))
-    w = None if weight is None else arguments.beside(weight, input)
-    p = None if pos_weight is None else arguments.beside(pos_weight, input)
-    given = input, linear_weight, linear_bias, target, w, p, mask, reduction, chunk_bytes, options
-    if torch.compiler.is_compiling():  # checked without data (registration.py)
-        return _loss(*given)
-    try:
-        return _loss(*given)
-    except Exception as error:
-        refusal = error
-    try:
-        check_reduction(_OP, reduction)
-        optional = {"linear_bias": linear_bias, "weight": w, "pos_weight": p, "mask": mask}
-        required: dict[str, object] = {"input": input, "linear_weight": linear_weight, "target": target}
-        checks.tensors(_OP, required, **optional)
-        if nested.is_jagged(input):
-            raise refusal
-        _check(_parts(input, linear_weight, target), *given)
-        raise refusal
-    finally:
-        del refusal
+    smoothing = 0.0 if label_smoothing is None else arguments.option(LAYER, "label_smoothing", label_smoothing)
+    options = Options(smoothing, arguments.integer(LAYER, "ignore_index", ignore_index))
+    return computed(
+        input, linear_weight, target, linear_bias, weight, pos_weight, mask, reduction, chunk_bytes, options
+    )

@@ -1,9 +1,9 @@
 """The computation of the whole layer, linear + sigmoid + binary cross entropy, whose logits are never whole.
 
 These functions are the kernels of the layer's ops on every device; autograd is above them. One label takes one pass
-over the input, where there is a kernel for it (``csrc/single.h``). Everything else goes by tiles, parts of the logits:
-torch's product makes one, ``bce_tile_`` takes it and puts the gradient there, and torch's products bring that to input
-and weight.
+over the input, where there is a kernel for it (``csrc/single.h``) and the loss is the plain one. Everything else goes
+by tiles, parts of the logits: torch's product makes one, ``bce_tile_`` takes it and puts the gradient there, and
+torch's products bring that to input and weight.
 
 Operands that do not fit together are refused by the products, by the elementwise ops or, where those would compute
 something in silence, here. What to tell the user is found out by who called.
@@ -22,7 +22,7 @@ from torch import Tensor
 from . import checks, ops
 from .matrices import Matrices, Positives, add_product, each, narrowed, reshaped, scaled_, tile_bytes
 from .ops import Layer
-from .options import Options
+from .options import LOSS, Options
 
 # ---- Tiles --------------------------------------------------------------------------------------------------------
 
@@ -302,7 +302,7 @@ def _compute(
         raise RuntimeError("linear_bce: chunk_bytes is not positive")
     output_mask = [*output_mask[:2], output_mask[2] and layer.linear_bias is not None]
     m = Matrices(layer, grad_output)
-    if m.labels == 1 and _has_single(m.input.device.type):
+    if m.labels == 1 and Options(*options).loss == LOSS and _has_single(m.input.device.type):
         operands = each(lambda t: t[:, 0], m.target, m.weight, m.pos_weight, m.mask, m.grad_output)
         own = layer.mean_count, layer.reduction, dtype, output_mask
         loss, *grads = ops.linear_bce_single(m.input, m.linear_weight[0], m.bias, *operands, *own, *options)

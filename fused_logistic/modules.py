@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .functional import binary_cross_entropy_with_logits
+from .functional_focal import asymmetric_loss_with_logits
 from .functional_linear import linear_binary_cross_entropy
 from .functional_pairs import sigmoid_contrastive_loss
 
@@ -79,6 +80,73 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
 
     def extra_repr(self) -> str:
         return _shown(self, weight=None, reduction="mean", pos_weight=None, label_smoothing=None, ignore_index=None)
+
+
+class AsymmetricLoss(torch.nn.Module):
+    """timm's ``AsymmetricLossMultiLabel``, computed by :func:`fused_logistic.asymmetric_loss_with_logits`.
+
+    Args:
+        gamma_neg: the focal exponent of negatives.
+        gamma_pos: that of positives.
+        clip: the margin that is taken off a negative's probability; 0 or None: none.
+        eps: timm's; without effect: nothing has to be kept away from 0.
+        reduction: ``"none"``, ``"mean"`` or, as in timm, ``"sum"``.
+        weight: a tensor that broadcasts to the shape of the logits (a buffer), or a number.
+        pos_weight: the weight of the positive term, likewise (a buffer).
+        label_smoothing: in [0, 1]; moves the targets towards 1/2.
+        ignore_index: elements whose target has this value contribute nothing.
+
+    Shape:
+        input: any; target: the same; mask: broadcasts to it; output: a scalar, or the shape of the input for
+        ``reduction="none"``.
+
+    Raises, dtypes and formula: see :func:`fused_logistic.asymmetric_loss_with_logits`.
+    """
+
+    weight: Tensor | float | None
+    pos_weight: Tensor | float | None
+
+    def __init__(
+        self,
+        gamma_neg: float = 4.0,
+        gamma_pos: float = 1.0,
+        clip: float | None = 0.05,
+        eps: float = 1e-8,
+        *,
+        reduction: str = "sum",
+        weight: Tensor | float | None = None,
+        pos_weight: Tensor | float | None = None,
+        label_smoothing: float | Tensor | None = None,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.gamma_neg, self.gamma_pos, self.clip, self.eps = gamma_neg, gamma_pos, clip, eps
+        self.reduction = reduction
+        _set(self, "weight", weight)
+        _set(self, "pos_weight", pos_weight)
+        self.label_smoothing = label_smoothing
+        self.ignore_index = ignore_index
+
+    @torch.jit.ignore
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        return asymmetric_loss_with_logits(
+            input,
+            target,
+            self.gamma_neg,
+            self.gamma_pos,
+            self.clip,
+            self.reduction,
+            weight=self.weight,
+            pos_weight=self.pos_weight,
+            label_smoothing=self.label_smoothing,
+            ignore_index=self.ignore_index,
+            mask=mask,
+        )
+
+    def extra_repr(self) -> str:
+        described = (f"{name}={getattr(self, name)!r}" for name in ("gamma_neg", "gamma_pos", "clip"))
+        options = {"weight": None, "pos_weight": None, "label_smoothing": None, "ignore_index": None}
+        return _shown(self, *described, reduction="sum", **options)
 
 
 class LinearBCEWithLogitsLoss(torch.nn.Linear):

@@ -2,8 +2,8 @@
 
 ``csrc/ops.cpp`` has the schemas, ``csrc/cpu`` and ``csrc/cuda`` the kernels. The ops of the losses share the operands
 ``(logits, target, weight, pos_weight, mask, count)``, ``count`` being the number of elements that a mean is taken over
-(a float64 scalar, from ``bce_count``; None: all of them). Every op ends with the options ``(label_smoothing=0.0,
-ignore_index=None, gamma=None, alpha=None)``; with ``gamma`` the loss is the focal loss.
+(a float64 scalar, from ``bce_count``; None: all of them). Every op ends with the options of
+:class:`fused_logistic.options.Options`, in its order and with its defaults, which also say which loss it is.
 
 =======================  =============================================================================================
 ``bce``                  ``(*operands, reduction, dtype, *options)``: the loss, reduced as asked, in that dtype

@@ -33,16 +33,19 @@ from torch import Tensor
 
 __all__ = [
     "Composed",
+    "asymmetric_loss_with_logits",
     "composed",
     "grad_logits",
     "grad_pos_weight",
     "grad_target",
     "grad_weight",
     "loss",
+    "quality_focal_loss",
     "second_derivative",
     "sigmoid_focal_loss",
     "sigmoid_pair",
     "softplus",
+    "varifocal_loss",
 ]
 
 
@@ -256,3 +259,38 @@ def sigmoid_focal_loss(logits: Tensor, target: Tensor, alpha: float | None = 0.2
     if alpha is None or alpha < 0:
         return focal
     return _scaled(alpha * y + (1.0 - alpha) * (1.0 - y), focal)
+
+
+def quality_focal_loss(logits: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:
+    """QFL = |sigma(z) - y|^beta CE(z, y), elementwise, in float64. Li et al., "Generalized Focal Loss" (2020)."""
+    z, y = logits.double(), target.double()
+    positive, negative = sigmoid_pair(z)
+    return _scaled(((1.0 - y) * positive - y * negative).abs() ** beta, loss(z, y))
+
+
+def varifocal_loss(
+    logits: Tensor, target: Tensor, alpha: float = 0.75, gamma: float = 2.0, iou_weighted: bool = True
+) -> Tensor:
+    """VFL = y CE(z, y) for y > 0 (CE without iou_weighted), alpha |sigma(z) - y|^gamma CE(z, y) else, elementwise, in
+    float64. Zhang, Wang, Dayoub and Sünderhauf, "VarifocalNet" (2021)."""
+    y = target.double()
+    positive = _scaled(y, loss(logits.double(), y)) if iou_weighted else loss(logits.double(), y)
+    return torch.where(y > 0, positive, alpha * quality_focal_loss(logits, y, gamma))
+
+
+def asymmetric_loss_with_logits(
+    logits: Tensor, target: Tensor, gamma_neg: float = 4.0, gamma_pos: float = 1.0, clip: float = 0.05
+) -> Tensor:
+    """ASL = (1 - p_t)^gamma_t (-y log sigma(z) - (1 - y) log(1 - p_m)), elementwise, in float64.
+
+    p_m = max(sigma(z) - clip, 0), p_t = y sigma(z) + (1 - y)(1 - p_m), gamma_t = gamma_pos y + gamma_neg (1 - y).
+    Ridnik et al., "Asymmetric Loss For Multi-Label Classification" (2020), with everything mixed where the target is
+    soft, as timm has it.
+    """
+    z, y = logits.double(), target.double()
+    positive, negative = sigmoid_pair(z)
+    shifted = (positive - clip).clamp_min(0) if clip else positive
+    of_negatives = -torch.log1p(-shifted) if clip else softplus(z)
+    cross_entropy = _scaled(y, softplus(-z)) + _scaled(1.0 - y, of_negatives)
+    one_minus_p_t = y * negative + (1.0 - y) * shifted
+    return _scaled(one_minus_p_t ** (gamma_pos * y + gamma_neg * (1.0 - y)), cross_entropy)

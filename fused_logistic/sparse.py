@@ -10,7 +10,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from . import checks, ops
+from . import ops
+from .options import LAYER
 
 
 def linear_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
@@ -59,7 +60,7 @@ def places(crow_indices: Tensor, col_indices: Tensor, labels: int, name: str = "
     yet, a RuntimeError as soon as they are computed; on a GPU a failed assertion of the device.
     """
     number = col_indices.numel()
-    op = checks.LAYER
+    op = LAYER
     rising = f"{op}: expected crow_indices of a sparse {name} that rise from 0 to {number}, got others"
     inside = f"{op}: expected column indices of a sparse {name} in [0, {labels}), got others"
     rise = (crow_indices[0] == 0) & (crow_indices[-1] == number) & (crow_indices.diff() >= 0).all()
@@ -77,7 +78,7 @@ def csr_of_coo(coo: Tensor, name: str = "target") -> tuple[Tensor, Tensor, Tenso
     """
     found = coo._indices()
     # first: coalesced, a column that is too large would be one of the next row
-    inside = f"{checks.LAYER}: expected indices of a sparse {name} inside of {list(coo.shape)}, got others"
+    inside = f"{LAYER}: expected indices of a sparse {name} inside of {list(coo.shape)}, got others"
     within = (found >= 0).all() & (found[0] < coo.shape[0]).all() & (found[1] < coo.shape[1]).all()
     _require((within, inside))
     if coo.is_cpu or coo.requires_grad or name != "target":

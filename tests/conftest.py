@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fused_logistic import _C, autograd, matrices, ops
+from fused_logistic.options import Options
 
 torch.manual_seed(0)  # for what the tests' modules draw as they are imported; each test seeds again
 
@@ -45,18 +46,18 @@ def _count(target, mask, reduction, ignore_index):
 
 
 def loss_arguments(logits, target, weight=None, pos_weight=None, mask=None, reduction=ops.MEAN, label_smoothing=0.0,
-                   ignore_index=None, dtype=None, gamma=None, alpha=None):  # fmt: skip
+                   ignore_index=None, dtype=None, gamma=None, alpha=None, **others):  # fmt: skip
     """The arguments of ops.bce and bce_with_grad in their order, dtype and count as the public functions give them."""
     dtype = dtype or autograd.loss_dtype(logits, target)
     return (logits, target, weight, pos_weight, mask, _count(target, mask, reduction, ignore_index), reduction, dtype,
-            label_smoothing, ignore_index, gamma, alpha)  # fmt: skip
+            *Options(label_smoothing, ignore_index, gamma, alpha, **others))  # fmt: skip
 
 
 def grad_arguments(logits, target, weight=None, pos_weight=None, mask=None, reduction=ops.MEAN, label_smoothing=0.0,
-                   ignore_index=None, wrt=ops.LOGITS, gamma=None, alpha=None):  # fmt: skip
+                   ignore_index=None, wrt=ops.LOGITS, gamma=None, alpha=None, **others):  # fmt: skip
     """Those of ops.bce_backward after grad_output."""
     return (logits, target, weight, pos_weight, mask, _count(target, mask, reduction, ignore_index), reduction, wrt,
-            label_smoothing, ignore_index, gamma, alpha)  # fmt: skip
+            *Options(label_smoothing, ignore_index, gamma, alpha, **others))  # fmt: skip
 
 
 def layer_arguments(input, linear_weight, linear_bias, target, crow=None, col=None, weight=None, pos_weight=None,

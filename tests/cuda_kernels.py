@@ -28,7 +28,8 @@ except toolchain.ToolchainMissing as missing:
 
 CSRC = Path(__file__).parents[1] / "csrc"
 FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-fmad=false")
-LOSSES = ["Bce", "FocalLossOf<false>", "FocalLossOf<true>"]  # the structs of csrc/losses.h, in the order of enum Loss
+LOSSES = ["Bce", "Focal", "Quality", "Asymmetric"]  # csrc/options.h: enum class Loss
+FAMILY = ("beta", "iou_weighted", "gamma_neg", "gamma_pos", "clip")  # the parameters of the last two
 Output = IntEnum("Output", "LossSum LossSumAndGrad Loss Count GradLogits GradTarget GradWeight GradPosWeight", start=0)
 Terms = IntEnum("Terms", "Plain Options Weights All", start=0)
 SUMS = (Output.LossSum, Output.LossSumAndGrad, Output.Count)
@@ -61,22 +62,35 @@ class Operand(ctypes.Structure):
 
 
 class Options(ctypes.Structure):
+    """csrc/options.h"""
+
     _fields_ = [
         ("label_smoothing", ctypes.c_double),
         ("has_ignore_index", ctypes.c_bool),
         ("ignore_index", ctypes.c_double),
         ("loss", ctypes.c_int8),
+        ("has_whole_powers", ctypes.c_bool),
         ("gamma", ctypes.c_double),
         ("alpha", ctypes.c_double),
         ("alpha_opposite", ctypes.c_double),
+        ("is_varifocal", ctypes.c_bool),
+        ("iou_weighted", ctypes.c_bool),
+        ("gamma_pos", ctypes.c_double),
+        ("clip", ctypes.c_double),
     ]
 
     @classmethod
-    def of(cls, label_smoothing, ignore_index, gamma=None, alpha=None):
-        """csrc/options.h: options_of"""
-        loss = 0 if gamma is None else 2 if gamma in range(5) else 1
-        alphas = (1, 1) if alpha is None else (alpha, 1 - alpha)
-        return cls(label_smoothing, ignore_index is not None, float(ignore_index or 0), loss, gamma or 0, *alphas)
+    def of(cls, label_smoothing, ignore_index, gamma=None, alpha=None, beta=None, iou_weighted=None, gamma_neg=None,
+           gamma_pos=None, clip=None):  # fmt: skip
+        """options_of there"""
+        focal, exponent = gamma is not None, next((g for g in (gamma, beta, gamma_neg) if g is not None), 0)
+        quality = beta is not None or iou_weighted is not None
+        loss = 3 if gamma_neg is not None else 2 if quality else 1 if focal else 0
+        is_whole = exponent in range(5) and (gamma_pos or 0) in range(5)
+        alphas = (1 if alpha is None else alpha, 1 if alpha is None or loss != 1 else 1 - alpha)
+        left_out = ignore_index is not None, float(ignore_index or 0)
+        varifocal = iou_weighted is not None, bool(iou_weighted)
+        return cls(label_smoothing, *left_out, loss, is_whole, exponent, *alphas, *varifocal, gamma_pos or 0, clip or 0)
 
 
 class Problem(ctypes.Structure):
@@ -167,6 +181,7 @@ def run(
     count=None,
     made=None,  # what the output already holds, made for a grad_output of 1 ...
     made_for=None,  # ... or of this
+    **family,  # the parameters of other losses
 ) -> Result:
     """What launch.cpp does for one output of one problem."""
     memory, result, shape = Memory(), Result(), logits.shape
@@ -178,7 +193,7 @@ def run(
         *[operand(memory, tensor, shape, offset) for tensor, offset in zip(tensors, places, strict=True)],
         compute_double=torch.float64 in (logits.dtype, target.dtype),
         out_dtype=CODES[out_dtype],
-        options=Options.of(label_smoothing, ignore_index, gamma, alpha),
+        options=Options.of(label_smoothing, ignore_index, gamma, alpha, **family),
     )
     if mean and count is None and (mask is not None or ignore_index is not None):
         count = run(module, Output.Count, logits, target, mask=mask, ignore_index=ignore_index).sum
@@ -244,9 +259,19 @@ def kernel_name(output: Output, problem: Problem, typed: bool, terms: Terms) -> 
     else:
         terms = max(terms, Terms.All if problem.options.loss else Terms.Options)
         types = f"General<{'double' if problem.compute_double else 'float'}> "
-    loss = "Bce" if output == Output.Count else LOSSES[problem.options.loss]
+    loss = "Bce" if output == Output.Count else loss_name(problem, output)
     enums = f"(fused_logistic::Output){int(output)}, fused_logistic::{loss}, (fused_logistic::Terms){int(terms)}"
     return f"elements_kernel<{enums}, fused_logistic::{types}>"
+
+
+def loss_name(problem: Problem, output: Output) -> str:
+    """with_loss of csrc/losses.h"""
+    options = problem.options
+    if not options.loss:
+        return "Bce"
+    is_rare = output in (Output.GradTarget, Output.GradWeight, Output.GradPosWeight)
+    whole = options.has_whole_powers and not problem.compute_double and not is_rare
+    return f"{LOSSES[options.loss]}LossOf<{str(whole).lower()}>"
 
 
 def second_stage(module, partials) -> float:
@@ -276,23 +301,24 @@ def ordered_sum(partials: np.ndarray) -> float:
 
 
 def on_cpu(output, logits, target, weight=None, pos_weight=None, mask=None, grad_output=None, mean=False,
-           label_smoothing=0.0, ignore_index=None, gamma=None, alpha=None, **_) -> Result:  # fmt: skip
+           label_smoothing=0.0, ignore_index=None, gamma=None, alpha=None, **others) -> Result:  # fmt: skip
     """The same from the CPU kernels, sums in fp64."""
     ops, result = torch.ops.fused_logistic, Result()
     shared = (logits, target, weight, pos_weight, mask)
-    options, focal = (label_smoothing, ignore_index), (gamma, alpha)
+    options = (label_smoothing, ignore_index)
+    losses = {"gamma": gamma, "alpha": alpha, **{name: others[name] for name in FAMILY if name in others}}
     reduction = 1 if mean else 2
     if output == Output.LossSum:
-        result.sum = ops.bce(*loss_arguments(*shared, reduction, *options, torch.float64, *focal))
+        result.sum = ops.bce(*loss_arguments(*shared, reduction, *options, torch.float64, **losses))
     elif output == Output.LossSumAndGrad:
         made_for = torch.ones(()) if grad_output is None or grad_output.numel() != 1 else grad_output.reshape(())
-        arguments = loss_arguments(*shared, reduction, *options, torch.float64, *focal)
+        arguments = loss_arguments(*shared, reduction, *options, torch.float64, **losses)
         result.sum, result.out = ops.bce_with_grad_for(made_for, *arguments)
     elif output == Output.Loss:
-        result.out = ops.bce(*loss_arguments(*shared, 0, *options, logits.dtype, *focal))
+        result.out = ops.bce(*loss_arguments(*shared, 0, *options, logits.dtype, **losses))
     else:
         wrt = output - Output.GradLogits
-        arguments = grad_arguments(*shared, reduction if mean else 0, *options, wrt, *focal)
+        arguments = grad_arguments(*shared, reduction if mean else 0, *options, wrt, **losses)
         result.out = ops.bce_backward(grad_output, *arguments)
     return result
 

@@ -304,6 +304,42 @@ def test_focal(kernels, dtype, output):
         )
 
 
+FAMILY = [  # whole exponents, of which without options fp32 and 16 bits have typed kernels; then others
+    {"beta": 2.0},
+    {"gamma": 2.0, "alpha": 0.75, "iou_weighted": True},
+    {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05},
+    {"gamma_neg": 3.0, "gamma_pos": 0.0, "clip": 0.0},
+    {"beta": 0.7},
+    {"gamma": 1.5, "alpha": 0.3, "iou_weighted": False},
+    {"gamma_neg": 2.5, "gamma_pos": 0.6, "clip": 0.0},
+    {"gamma_neg": 1.3, "gamma_pos": 2.0, "clip": 0.1},
+]
+
+
+@pytest.mark.parametrize("output", [output for output in Output if output != Output.Count], ids=name)
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_family(kernels, dtype, output):
+    """Quality, varifocal and asymmetric loss: hard and soft targets, alone and with every option; special logits."""
+    shape = (9, 35)
+    weights = {"weight": make_weight("scalar", torch.float32), "pos_weight": make_weight("scalar", torch.bfloat16)}
+    for turn, losses in enumerate(FAMILY):
+        logits = make_logits(shape, dtype, turn)
+        logits[0, :4] = torch.tensor([np.inf, -np.inf, np.nan, 0])
+        target = torch.rand(shape).to(dtype)
+        target = torch.where(torch.rand(shape) < 0.6, target.round(), target)
+        target[0, 3] = 0.5  # which is sigma(0)
+        options = {**losses, "mean": turn % 2 == 0}
+        if turn in (3, 5, 7) or output in (Output.GradWeight, Output.GradPosWeight):
+            options |= {**weights, "mask": torch.rand(shape) < 0.9, "label_smoothing": 0.1, "ignore_index": 1}
+        if output >= Output.GradTarget:
+            operands = {Output.GradTarget: target, Output.GradWeight: weights["weight"]}
+            options["out_dtype"] = operands.get(output, weights["pos_weight"]).dtype
+        if output in SUMS:  # without what makes it NaN
+            options |= {"mask": options["mask"][1:]} if "mask" in options else {}
+            logits, target = logits[1:], target[1:]
+        compare(kernels, output, logits, target, **options)
+
+
 @pytest.mark.parametrize("output", [output for output in Output if output != Output.Count], ids=name)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)
 def test_focal_targets_outside(kernels, dtype, output):

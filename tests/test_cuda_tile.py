@@ -72,15 +72,24 @@ def test_operands(kernels, dtype):
         compare(kernels, Output.LossSumAndGrad, logits, target, padding=-columns % 4, **options)
 
 
-@pytest.mark.parametrize("gamma", [None, 2.0, 1.3])
+FAMILY = [
+    {},
+    {"gamma": 2.0, "alpha": 0.25},
+    {"gamma": 1.3, "alpha": 0.25},
+    {"beta": 2.0},
+    {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05},
+    {"gamma_neg": 2.5, "gamma_pos": 0.6, "clip": 0.05},
+]
+
+
+@pytest.mark.parametrize("losses", FAMILY, ids=lambda losses: next(iter(losses), "bce"))
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
-def test_outputs(kernels, dtype, gamma):
+def test_outputs(kernels, dtype, losses):
     """Losses stored in several types, gradients for one grad_output and for many, the count on the device."""
     rows, columns = 11, 21
     logits, target = make_logits((rows, columns), dtype), make_target((rows, columns), dtype)
     for turn, weight in enumerate([None, 1 + torch.rand(1, columns)]):
-        options = {"weight": weight, "mask": torch.rand(rows, 1) < 0.8, "gamma": gamma}
-        options |= {} if gamma is None else {"alpha": 0.25}
+        options = {"weight": weight, "mask": torch.rand(rows, 1) < 0.8, **losses}
         losses_dtype = FLOATS[FLOATS.index(dtype) - turn]
         compare(kernels, Output.Loss, logits, target, losses_dtype=losses_dtype, padding=3, **options)
         grad_output = [torch.rand(rows, columns).to(dtype), torch.rand(1, columns)][turn]

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import torch
 from conftest import grad_arguments, loss_arguments, same_bits
-from cuda_kernels import CODES, CPP, LOSSES, Operand, Options, Output, Problem, Result, Terms, make_target
+from cuda_kernels import CODES, CPP, Operand, Options, Output, Problem, Result, Terms, loss_name, make_target
 from ptx import Memory
 
 from fused_logistic import _C
@@ -82,6 +82,7 @@ def run(
     strip_rows=None,  # other than by tile_plan, as only a large tile has them
     schedule="lockstep",
     seed=0,
+    **family,  # the parameters of other losses
 ) -> Result:
     """``sum`` the losses, ``out`` the gradient or the losses, ``bias`` the columns' sums, ``stats``, ``plan``."""
     memory, result = Memory(), Result()
@@ -95,7 +96,7 @@ def run(
         logits.numel(),
         compute_double=is_double,
         scale=scale,
-        options=Options.of(label_smoothing, ignore_index, gamma, alpha),
+        options=Options.of(label_smoothing, ignore_index, gamma, alpha, **family),
     )
 
     def operand(name, matrix, readonly=True):
@@ -181,23 +182,24 @@ def kernel_name(plan: dict, problem: Problem, sparse: bool) -> str:
         types = f"Typed<{logits}, fused_logistic::Types<{types}> >"
     else:
         types, sparse = f"General<{'double' if problem.compute_double else 'float'}>", True
-    loss = "Bce" if terms <= Terms.Options else LOSSES[problem.options.loss]
+    loss = "Bce" if terms <= Terms.Options else loss_name(problem, plan["output"])
     enums = f"(fused_logistic::Output){plan['output']}, fused_logistic::{loss}, (fused_logistic::Terms){int(terms)}"
     return f"tile_kernel<{enums}, fused_logistic::{types}, {'true' if sparse else 'false'}>"
 
 
 def on_cpu(output, logits, target, weight=None, pos_weight=None, mask=None, grad_output=None, scale=1.0,
-           label_smoothing=0.0, ignore_index=None, gamma=None, alpha=None, losses_dtype=None):  # fmt: skip
+           label_smoothing=0.0, ignore_index=None, gamma=None, alpha=None, losses_dtype=None, **family):  # fmt: skip
     """The elements of the same by the elementwise ops on the CPU."""
     ops = torch.ops.fused_logistic
     target = target.expand(logits.shape)
-    shared, options, focal = (logits, target, weight, pos_weight, mask), (label_smoothing, ignore_index), (gamma, alpha)
+    shared, options = (logits, target, weight, pos_weight, mask), (label_smoothing, ignore_index)
+    losses = {"gamma": gamma, "alpha": alpha, **family}
     if output == Output.Loss:
-        return ops.bce(*loss_arguments(*shared, 0, *options, losses_dtype or logits.dtype, *focal))
+        return ops.bce(*loss_arguments(*shared, 0, *options, losses_dtype or logits.dtype, **losses))
     dtype = torch.float64 if torch.float64 in (logits.dtype, target.dtype) else torch.float32
     factor = torch.full((), scale, dtype=dtype)
     factor = factor if grad_output is None else factor * grad_output.to(dtype)
-    return ops.bce_backward(factor, *grad_arguments(*shared, 2, *options, 0, *focal))
+    return ops.bce_backward(factor, *grad_arguments(*shared, 2, *options, 0, **losses))
 
 
 def finish(module, losses, loss: float, columns, bias):

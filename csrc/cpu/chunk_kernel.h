@@ -251,10 +251,12 @@ void run_types(const Problem& problem, int64_t first, int64_t last, double* part
     return !problem.compute_double && problem.logits.dtype == dtype && is_full(problem.logits, problem.numel) &&
            (!has_elements(kOutput) || problem.out_dtype == dtype);
   };
-  if (problem.compute_double) {  // rare: fewer kernels
-    constexpr bool kOwn = kTerms == Terms::kOptions || (kTerms == Terms::kPlain && std::is_same_v<L, Bce>);
-    constexpr Terms terms = kOwn ? kTerms : Terms::kAll;
-    return run_chunks<kOutput, L, terms, double, double, double>(problem, first, last, partials);
+  if constexpr (!L::kWhole) {
+    if (problem.compute_double) {  // rare: fewer kernels
+      constexpr bool kOwn = kTerms == Terms::kOptions || (kTerms == Terms::kPlain && std::is_same_v<L, Bce>);
+      constexpr Terms terms = kOwn ? kTerms : Terms::kAll;
+      return run_chunks<kOutput, L, terms, double, double, double>(problem, first, last, partials);
+    }
   }
   if constexpr (kTerms == Terms::kPlain && std::is_same_v<L, Bce> && kHasFma) {
     const DType target = is_full(problem.target, problem.numel) ? problem.target.dtype : DType::kFloat32;
@@ -281,10 +283,10 @@ void run_output(const Problem& problem, int64_t first, int64_t last, double* par
   if constexpr (kOutput == Output::kCount) {
     run_first.template operator()<Bce, Terms::kOptions>({});
   } else {
-    with_loss(problem.options.loss, [&]<class L>(L loss) {
-      if constexpr (!has_plain_kernels(kOutput)) {
+    with_loss<has_plain_kernels(kOutput)>(problem, [&]<class L>(L loss) {
+      if constexpr (!has_plain_kernels(kOutput) || (!std::is_same_v<L, Bce> && !L::kWhole)) {
         run_first.template operator()<L, Terms::kAll>(loss);
-      } else if constexpr (!std::is_same_v<L, Bce>) {
+      } else if constexpr (L::kWhole) {
         run_first.template operator()<L, Terms::kPlain, Terms::kAll>(loss);
       } else {
         run_first.template operator()<L, Terms::kPlain, Terms::kOptions, Terms::kWeights, Terms::kAll>(loss);

@@ -6,6 +6,13 @@ namespace {
 
 using Kernel = void (*)(const Launch);
 
+// Which losses have typed kernels, and beside those of the target alone also those of options and weights: see plan().
+template <class L>
+constexpr bool kTypedPlain = !std::is_same_v<L, QualityLossOf<false>> && !std::is_same_v<L, AsymmetricLossOf<false>>;
+template <class L>
+constexpr bool kTypedAll =
+    std::is_same_v<L, Bce> || std::is_same_v<L, FocalLossOf<false>> || std::is_same_v<L, FocalLossOf<true>>;
+
 template <Output kOutput, class L, Terms kTerms, class Z>
 Kernel typed(DType target) {
   constexpr bool kPlain = kTerms == Terms::kPlain, kBce = std::is_same_v<L, Bce>;
@@ -22,7 +29,7 @@ Kernel typed(DType target) {
 
 template <Output kOutput, class L, Terms kTerms>
 Kernel kernel(const Problem& problem, bool is_typed) {
-  if constexpr (has_plain_kernels(kOutput)) {
+  if constexpr (has_plain_kernels(kOutput) && (kTerms == Terms::kPlain ? kTypedPlain<L> : kTypedAll<L>)) {
     if (is_typed) {
       const DType target = problem.target.dtype;
       switch (problem.logits.dtype) {
@@ -40,6 +47,8 @@ Kernel kernel(const Problem& problem, bool is_typed) {
   }
   if constexpr (kTerms == Terms::kPlain) {
     return nullptr;
+  } else if constexpr (L::kWhole) {
+    return elements_kernel<kOutput, L, kTerms, General<float>>;
   } else {
     return problem.compute_double ? elements_kernel<kOutput, L, kTerms, General<double>>
                                   : elements_kernel<kOutput, L, kTerms, General<float>>;
@@ -55,13 +64,12 @@ Kernel kernel(const Problem& problem, const Plan& plan) {
     if constexpr (has_plain_kernels(kOutput)) {
       if (plan.terms == Terms::kOptions) return kernel<kOutput, Bce, Terms::kOptions>(problem, plan.typed);
       if (plan.terms == Terms::kPlain) {
-        return with_loss(problem.options.loss, [&](auto loss) {
-          return kernel<kOutput, decltype(loss), Terms::kPlain>(problem, plan.typed);
-        });
+        return with_loss<true>(
+            problem, [&](auto loss) { return kernel<kOutput, decltype(loss), Terms::kPlain>(problem, plan.typed); });
       }
     }
-    return with_loss(problem.options.loss,
-                     [&](auto loss) { return kernel<kOutput, decltype(loss), Terms::kAll>(problem, plan.typed); });
+    return with_loss<has_plain_kernels(kOutput)>(
+        problem, [&](auto loss) { return kernel<kOutput, decltype(loss), Terms::kAll>(problem, plan.typed); });
   }
 }
 

@@ -125,8 +125,11 @@ inline Plan plan(const Problem& problem, Output output) {
   p.typed = has_typed_kernel(problem, output);
   p.terms = terms_of(problem, output);
   if (problem.options.loss != Loss::kBce) {
-    const bool plain = p.terms == Terms::kPlain && p.typed && problem.target.dtype == problem.logits.dtype;
-    if (!plain) p.terms = Terms::kAll;
+    // The less common losses have typed kernels for whole exponents, without options and weights, alone.
+    const bool plain = p.terms == Terms::kPlain && problem.target.dtype == problem.logits.dtype;
+    const bool common = problem.options.loss == Loss::kFocal;
+    p.typed = p.typed && (common || (plain && problem.options.has_whole_powers));
+    if (!plain || !p.typed) p.terms = Terms::kAll;
   } else if (p.terms == Terms::kPlain && !p.typed) {
     p.terms = Terms::kOptions;
   } else if (p.terms == Terms::kWeights) {

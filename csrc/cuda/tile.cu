@@ -35,6 +35,7 @@ Kernel typed(const Problem& problem, bool sparse) {
 
 template <Output kOutput, class L, Terms kTerms>
 Kernel general(const Problem& problem) {
+  if constexpr (L::kWhole) return tile_kernel<kOutput, L, kTerms, General<float>, true>;
   return problem.compute_double ? tile_kernel<kOutput, L, kTerms, General<double>, true>
                                 : tile_kernel<kOutput, L, kTerms, General<float>, true>;
 }
@@ -42,8 +43,7 @@ Kernel general(const Problem& problem) {
 template <Output kOutput>
 Kernel general(const Problem& problem, Terms terms) {
   if (terms == Terms::kOptions) return general<kOutput, Bce, Terms::kOptions>(problem);
-  return with_loss(problem.options.loss,
-                   [&](auto loss) { return general<kOutput, decltype(loss), Terms::kAll>(problem); });
+  return with_loss<true>(problem, [&](auto loss) { return general<kOutput, decltype(loss), Terms::kAll>(problem); });
 }
 
 Kernel kernel(const TileLaunch& launch, const TilePlan& plan) {

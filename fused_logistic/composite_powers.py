@@ -1,0 +1,238 @@
+"""What the losses of :mod:`fused_logistic.composite` are multiplied by, in torch's own differentiable operations.
+
+The notation is that of ``csrc/focal.h``, ``csrc/quality.h`` and ``csrc/asymmetric.h``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .options import Options
+
+if TYPE_CHECKING:
+    from .composite import _Terms
+
+
+def product(coefficient: Tensor, value: Tensor) -> Tensor:
+    """coefficient * value; 0 where the coefficient is 0 and the value infinite."""
+    return coefficient * torch.where((coefficient == 0) & value.isinf(), 0, value)
+
+
+def like(tensor: Tensor, value: float | Tensor) -> Tensor:
+    """An option in the dtype of the arithmetic; a number as a tensor of no dimensions."""
+    if isinstance(value, Tensor):
+        return value.to(tensor.device, tensor.dtype)
+    # under torch.func.jvp a float32 tensor of no dimensions gets a float64 tangent by a Python number
+    return torch.full((), value, dtype=tensor.dtype, device=tensor.device)
+
+
+class Power(Protocol):
+    """A factor q^gamma, times a weight that is the loss's own."""
+
+    def weigh(self, value: Tensor) -> Tensor:
+        """The value times both."""
+
+    def slope_logits(self) -> Tensor:
+        """gamma d log q / dz."""
+
+    def slope_target_times(self, loss: Tensor) -> Tensor:
+        """d log q^gamma / dy times the unweighted loss."""
+
+    def by_own_weight(self, loss: Tensor) -> Tensor:
+        """q^gamma times the derivative of the loss's own weight by y, times the unweighted loss."""
+
+
+class Focal:
+    """alpha_t q^gamma and the derivatives of its logarithm, in the notation of ``csrc/losses.h``.
+
+    Where c = 0, u is e, which may underflow; there u / e = (1 - c) + c / e stands for it, with a 1 / e that is kept
+    finite: multiplied by c, it only matters to derivatives by the target.
+    """
+
+    def __init__(self, terms: _Terms, gamma: float | Tensor, alpha: float | Tensor | None) -> None:
+        self.terms, self.gamma = terms, terms.constant(gamma)
+        alpha, alpha_opposite = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
+        if isinstance(alpha, Tensor):  # -1: none, as where it is a number
+            is_none = alpha == -1
+            alpha, alpha_opposite = (torch.where(is_none, 1, value) for value in (alpha, alpha_opposite))
+        self.alpha_opposite = terms.constant(alpha_opposite)
+        self.alpha_slope = terms.constant(alpha - alpha_opposite)
+        is_double = terms.dtype == torch.float64
+        largest, exponent = (2.0**1023, 700) if is_double else (2.0**127, 80)
+        z, y = terms.z.clamp(-largest, largest), terms.y  # no inf * 0 in what follows
+        self.y, self.is_negative = y, z < 0
+        self.m = torch.where(self.is_negative, -z, z)
+        self.e = torch.exp(-self.m)
+        c = torch.where(self.is_negative, y, 1 - y)
+        rest = torch.where(self.is_negative, 1 - y, y)
+        self.hard = c == 0
+        self.grown = torch.exp(torch.where(self.hard, self.m.clamp_max(exponent), 0))
+        self.u_over_e = rest + c * self.grown
+        u = torch.where(self.hard, 1, c + rest * self.e)
+        # 0 where y is outside of [0, 1]: added, so that the derivatives of u stay
+        self.u = u + torch.where(u == 0, terms.constant(2.0**-200 if is_double else 2.0**-50), 0)
+        log_u = torch.where(self.hard, torch.log(self.u_over_e) - self.m, torch.log(self.u.abs()))
+        sign = torch.where((self.u < 0) & (torch.remainder(self.gamma, 2) == 1), -1, 1)
+        self.power = torch.exp(self.gamma * (log_u - torch.log1p(self.e))) * sign  # q^gamma
+
+    def weigh(self, value: Tensor) -> Tensor:
+        alpha_t = self.alpha_opposite + self.alpha_slope * self.y
+        return product(self.power, product(alpha_t, value))
+
+    def slope_logits(self) -> Tensor:
+        s = self.e / (1 + self.e)
+        easy_or_hard = torch.where(self.hard, 1 / ((1 + self.e) * self.u_over_e), s / self.u)
+        return self.gamma * (1 - 2 * self.y) * easy_or_hard
+
+    def slope_target_times(self, loss: Tensor) -> Tensor:
+        positive, opposite = self.terms.positive, self.terms.negative
+        tiny = self.e == 0
+        ratio = torch.where(tiny, 1, torch.log1p(self.e) / torch.where(tiny, 1, self.e))
+        dominant = torch.where(self.is_negative, positive, opposite) * torch.where(self.hard, self.m, 0).clamp_max(700)
+        where_hard = ((positive + opposite) * ratio + dominant * self.grown) / self.u_over_e
+        over_u = torch.where(self.hard, where_hard, loss / self.u)
+        size = self.gamma * (1 - self.e)
+        return product(torch.where(self.is_negative, size, -size), over_u)
+
+    def by_own_weight(self, loss: Tensor) -> Tensor:
+        return product(self.alpha_slope * self.power, loss)
+
+
+class Quality:
+    """|sigma(z) - y|^gamma. Varifocal: for y > 0 a weight of y instead, or none without iou_weighted; else alpha."""
+
+    def __init__(self, terms: _Terms, options: Options) -> None:
+        self.terms = terms
+        self.gamma = terms.constant(options.gamma if options.beta is None else options.beta)  # type: ignore[arg-type]
+        y = terms.y
+        self.positive, self.weight, self.weight_slope = None, None, None
+        if options.iou_weighted is not None:
+            self.positive = y > 0
+            one = terms.constant(1)
+            self.weight = torch.where(self.positive, y if options.iou_weighted else one, terms.constant(options.alpha))
+            self.weight_slope = self.positive & options.iou_weighted
+            y = torch.where(self.positive, 0, y)
+        z = terms.z
+        difference = (1 - y) * torch.sigmoid(z) - y * torch.sigmoid(-z)
+        hard_0, hard_1 = y == 0, y == 1
+        self.hard = hard_0 | hard_1
+        # where that is sigma of z or -z its logarithm has both tails
+        toward = torch.where(hard_0, z, -z)
+        self.none = ~self.hard & (difference == 0)
+        size = torch.where(self.hard | self.none, 1, difference).abs()
+        # no inf * 0: an infinite logarithm, of which nothing is differentiated, is a large one
+        tail = F.logsigmoid(torch.where(self.hard, toward.clamp_min(-(2.0**100)), 0))
+        self.power = torch.exp(self.gamma * torch.where(self.hard, tail, torch.log(size)))
+        self.power = torch.where(self.none & (self.gamma != 0), 0, self.power)
+        if self.positive is not None:
+            self.power = torch.where(self.positive, 1, self.power)
+        self.y, self.difference = y, difference
+        self.hard_0, self.toward = hard_0, toward
+
+    def _over(self, value: Tensor) -> Tensor:
+        """value / d for what is not hard, 0 where d is."""
+        apart = self.hard | self.none
+        return torch.where(apart, 0, value / torch.where(apart, 1, self.difference))
+
+    def _of_powers(self, value: Tensor) -> Tensor:
+        value = self.gamma * value
+        return value if self.positive is None else torch.where(self.positive, 0, value)
+
+    def weigh(self, value: Tensor) -> Tensor:
+        value = product(self.power, value)
+        return value if self.weight is None else product(self.weight, value)
+
+    def slope_logits(self) -> Tensor:
+        easy = torch.sigmoid(-self.toward)
+        of_hard = torch.where(self.hard_0, easy, -easy)
+        z = self.terms.z
+        return self._of_powers(torch.where(self.hard, of_hard, self._over(torch.sigmoid(z) * torch.sigmoid(-z))))
+
+    def slope_target_times(self, loss: Tensor) -> Tensor:
+        # of hard ones d is sigma(+-z), and loss / d stays finite: log1p(x) / x (1 + x) with x = exp(+-z)
+        x = torch.exp(torch.where(self.hard, self.toward, 0).clamp(-700, 80))
+        tiny = x < 1e-30
+        ratio = torch.where(tiny, 1, torch.log1p(x) / torch.where(tiny, 1, x) * (1 + x))
+        unit = torch.where(self.toward > 0, product(1 + torch.exp(-self.toward.abs()), loss), 0)
+        terms = self.terms
+        weight = torch.where(self.hard_0, terms.negative, terms.positive)
+        of_hard = torch.where(self.toward > 0, unit, weight * ratio)
+        of_hard = torch.where(self.hard_0, -of_hard, of_hard)
+        return self._of_powers(torch.where(self.hard, of_hard, -self._over(loss)))
+
+    def by_own_weight(self, loss: Tensor) -> Tensor:
+        if self.weight_slope is None:
+            return torch.zeros_like(loss)
+        return torch.where(self.weight_slope, loss, 0)
+
+
+class Shifted:
+    """p_m = max(sigma(z) - clip, 0) in the parts U = (1 + e) p_m and R = (1 + e) (1 - p_m)."""
+
+    def __init__(self, z: Tensor, clip: float) -> None:
+        self.is_negative = z < 0
+        self.e = torch.exp(-torch.where(self.is_negative, -z, z))
+        low, high = clip * self.e, (1 + clip) * self.e
+        u = torch.where(self.is_negative, (1 - clip) * self.e - clip, (1 - clip) - low)
+        self.there = u > 0
+        self.u = torch.where(self.there, u, 0)
+        self.r = torch.where(self.is_negative, (1 + clip) + low, clip + high)
+
+    def softplus(self) -> Tensor:
+        """-log(1 - p_m)"""
+        return torch.log1p(self.u / self.r)
+
+    def sigma(self) -> Tensor:
+        """Its derivative by z."""
+        return torch.where(self.there, self.e / (1 + self.e) / self.r, 0)
+
+
+class Asymmetric:
+    """q^gamma with q = y sigma(-z) + (1 - y) p_m and gamma = gamma_pos y + gamma_neg (1 - y)."""
+
+    def __init__(self, terms: _Terms, options: Options, shifted: Shifted | None) -> None:
+        self.terms = terms
+        largest = 2.0**1023 if terms.dtype == torch.float64 else 2.0**127
+        z, y = terms.z.clamp(-largest, largest), terms.y  # no inf * 0 in what follows
+        negative = z < 0
+        m = torch.where(negative, -z, z)
+        self.e = torch.exp(-m)
+        one = torch.ones_like(self.e)
+        u = torch.where(negative, self.e, one) if shifted is None else shifted.u
+        there = one.bool() if shifted is None else shifted.there
+        of_positive = torch.where(negative, one, self.e)
+        gamma_neg, gamma_pos = terms.constant(options.gamma_neg), terms.constant(options.gamma_pos)  # type: ignore[arg-type]
+        self.gamma_slope = gamma_pos - gamma_neg
+        self.gamma = torch.where(y == 1, gamma_pos, gamma_neg + self.gamma_slope * y)
+        # where q is e / (1 + e), which may underflow
+        self.tail = ((y == 1) & ~negative) | ((y == 0) & negative if shifted is None else ~one.bool())
+        all_q = torch.where(self.tail, 1, y * of_positive + (1 - y) * u)  # (1 + e) q
+        self.none = all_q == 0
+        self.all_q = torch.where(self.none, 1, all_q)
+        self.log_q = torch.where(self.tail, -m, torch.log(self.all_q.abs())) - torch.log1p(self.e)
+        self.power = torch.where(self.none & (self.gamma != 0), 0, torch.exp(self.gamma * self.log_q))
+        self.direction = torch.where(there, 1 - y, 0) - y
+        self.by_y = of_positive - u
+
+    def weigh(self, value: Tensor) -> Tensor:
+        return product(self.power, value)
+
+    def slope_logits(self) -> Tensor:
+        s = self.e / (1 + self.e)
+        ratio = torch.where(self.tail, 1 / (1 + self.e), torch.where(self.none, 0, s / self.all_q))
+        return self.gamma * self.direction * ratio
+
+    def slope_target_times(self, loss: Tensor) -> Tensor:
+        tiny = self.e == 0
+        ratio = torch.where(tiny, 1, torch.log1p(self.e) / torch.where(tiny, 1, self.e))
+        over = (self.terms.positive + self.terms.negative) * ratio
+        over = torch.where(self.tail, over, torch.where(self.none, 0, loss / self.all_q))
+        by_gamma = product(self.gamma_slope * torch.where(self.none, 0, self.log_q), loss)
+        return by_gamma + product(self.gamma * self.by_y, over)
+
+    def by_own_weight(self, loss: Tensor) -> Tensor:
+        return torch.zeros_like(loss)
