@@ -14,7 +14,7 @@ namespace fused_logistic {
 
 // ---- Settings ------------------------------------------------------------------------------------------------------
 
-// Options in the type S of the arithmetic, with what is derived from them once per kernel.
+// A problem's options in the type S of the arithmetic, with what is derived from them once per kernel.
 template <class S>
 struct Settings {
   S smoothing;
@@ -22,16 +22,20 @@ struct Settings {
   FocalConstants<S> focal;
   QualityConstants<S> quality;
   AsymmetricConstants<S> asymmetric;
+  bool ignore_nan;
 };
 template <class S>
-FL_FN Settings<S> settings_of(const Options& options) {
+FL_FN Settings<S> settings_of(const Problem& problem) {
+  const Options& options = problem.options;
+  const bool compared = problem.target.classes > 0;  // class indices, of which the ignored ones come as NaN
   // -0 instead of 0: y + 0 would make a target of -0 another than where nothing is smoothed
   const S smoothing = options.label_smoothing == 0 ? S(-0.0) : S(options.label_smoothing);
   return {smoothing,
-          options.has_ignore_index ? S(options.ignore_index) : S(__builtin_nan("")),
+          options.has_ignore_index && !compared ? S(options.ignore_index) : S(__builtin_nan("")),
           focal_constants<S>(options.gamma, options.alpha, options.alpha_opposite),
           {exponent_of<S>(options.gamma), S(options.alpha), options.is_varifocal, options.iou_weighted},
-          asymmetric_constants<S>(options.gamma, options.gamma_pos, options.clip)};
+          asymmetric_constants<S>(options.gamma, options.gamma_pos, options.clip),
+          options.ignore_nan || compared};
 }
 template <class V>
 using SettingsOf = Settings<typename Value<V>::Scalar>;
@@ -226,6 +230,7 @@ FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings) {
   auto kept = w == w;
   if constexpr (kHasOptions) {
     kept = (y != splat<V>(settings.ignore_index)) & (at.mask() != zero);
+    if (settings.ignore_nan) kept = kept & (y == y);
     y = smooth(y, settings.smoothing);
   }
   TermWeights<V> terms = term_weights(y);

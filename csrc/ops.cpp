@@ -8,7 +8,8 @@
 // Every op ends with the options.
 #define OPTIONS ", " FL_OPTIONS_SCHEMA ") -> "
 
-// count: a float64 scalar, the number of elements that a mean is taken over, where mask or ignore_index leave some out.
+// count: a float64 scalar, the number of elements that a mean is taken over, where mask, ignore_index or ignore_nan
+// leave some out.
 // reduction: 0 none, 1 mean, 2 sum (an int: DTensor caches sharding decisions by ints, not by strings).
 #define OPERANDS "Tensor logits, Tensor target, Tensor? weight, Tensor? pos_weight, Tensor? mask, Tensor? count, "
 
@@ -29,7 +30,7 @@ STABLE_TORCH_LIBRARY(fused_logistic, m) {
   m.def("bce_backward(Tensor grad_output, " OPERANDS "int reduction, int wrt" OPTIONS "Tensor");
   m.def("bce_backward_(Tensor(a!) grad_logits, Tensor grad_output, Tensor? made_for, " OPERANDS "int reduction" OPTIONS
         "()");
-  m.def("bce_count(Tensor target, Tensor? mask, int? ignore_index) -> Tensor");
+  m.def("bce_count(Tensor target, Tensor? mask, int? ignore_index, bool ignore_nan=False) -> Tensor");
   m.def(
       "bce_tile_(Tensor(a!) logits, Tensor(b!)? losses, Tensor(c!)? loss_sum, Tensor(d!)? bias_sum, Tensor target, "
       "Tensor? crow_indices, Tensor? col_indices, Tensor? weight, Tensor? pos_weight, Tensor? mask, Tensor? "

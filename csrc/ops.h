@@ -85,10 +85,11 @@ struct Ops {
     backend.run(on.problem, Output::kGradLogits, mean(on, count, reduction), nullptr, &made);
   }
 
-  static Tensor bce_count(const Tensor& target, const OptionalTensor& mask, std::optional<int64_t> ignore_index) {
+  static Tensor bce_count(const Tensor& target, const OptionalTensor& mask, std::optional<int64_t> ignore_index,
+                          bool ignore_nan) {
     const Backend backend(target);
     const Tensor count = empty_scalar(ScalarType::Double, target);
-    TensorProblem on("bce_count", target, mask, leaving_out(ignore_index));
+    TensorProblem on("bce_count", target, mask, leaving_out(ignore_index, ignore_nan));
     backend.run(on.problem, Output::kCount, {}, &count);
     return count;
   }
@@ -119,7 +120,7 @@ struct Ops {
     require(reduction >= kNone && reduction <= kSum, on.op(), "reduction is not 0 (none), 1 (mean) or 2 (sum)");
     if (reduction != kMean) return {};
     if (count.has_value()) return {static_cast<const double*>(count->const_data_ptr())};
-    require(on.problem.mask.data == nullptr && !on.problem.options.has_ignore_index, on.op(),
+    require(on.problem.mask.data == nullptr && !leaves_out(on.problem.options), on.op(),
             "a mean over some of the elements needs their count");
     return {nullptr, double(on.problem.numel)};
   }

@@ -14,7 +14,7 @@ enum class Loss : int8_t { kBce, kFocal, kQuality, kAsymmetric };  // which stru
 struct Options {
   double label_smoothing = 0;
   bool has_ignore_index = false;
-  double ignore_index = 0;
+  int64_t ignore_index = 0;
   Loss loss = Loss::kBce;
   bool has_whole_powers = false;  // the exponents below are 0, 1, 2, 3 or 4
   // Focal: the loss times q^gamma and alpha_t, which is alpha y + alpha_opposite (1 - y); 1 and 1 without alpha.
@@ -22,13 +22,14 @@ struct Options {
   double gamma = 0, alpha = 1, alpha_opposite = 1;
   bool is_varifocal = false, iou_weighted = false;
   double gamma_pos = 0, clip = 0;
+  bool ignore_nan = false;  // targets that are NaN are missing
 };
 
-// Whether targets are taken as they are and all elements kept. static: a file built for one instruction set must not lend
-// its copy to the others.
-static constexpr bool is_plain(const Options& options) {
-  return options.label_smoothing == 0 && !options.has_ignore_index;
-}
+// Whether a target may say that its element is left out. static: a file built for one instruction set must not lend its
+// copy to the others.
+static constexpr bool leaves_out(const Options& options) { return options.has_ignore_index || options.ignore_nan; }
+// Whether targets are taken as they are and all elements kept.
+static constexpr bool is_plain(const Options& options) { return options.label_smoothing == 0 && !leaves_out(options); }
 
 // ---- As the ops' last arguments ------------------------------------------------------------------------------------
 
@@ -36,23 +37,25 @@ static constexpr bool is_plain(const Options& options) {
 // varifocal; beta, quality; gamma_neg, gamma_pos and clip, asymmetric; none, binary cross entropy.
 #define FL_OPTIONS_SCHEMA                                                                                             \
   "float label_smoothing=0.0, int? ignore_index=None, float? gamma=None, float? alpha=None, float? beta=None, bool? " \
-  "iou_weighted=None, float? gamma_neg=None, float? gamma_pos=None, float? clip=None"
+  "iou_weighted=None, float? gamma_neg=None, float? gamma_pos=None, float? clip=None, bool ignore_nan=False"
 // As parameters, and as the Options that these are, or a refusal in the name of the op.
 #define FL_OPTIONS                                                                               \
   double label_smoothing, std::optional<int64_t> ignore_index, std::optional<double> gamma,      \
       std::optional<double> alpha, std::optional<double> beta, std::optional<bool> iou_weighted, \
-      std::optional<double> gamma_neg, std::optional<double> gamma_pos, std::optional<double> clip
-#define FL_GIVEN_OPTIONS(op) \
-  options_of(op, label_smoothing, ignore_index, gamma, alpha, beta, iou_weighted, gamma_neg, gamma_pos, clip)
+      std::optional<double> gamma_neg, std::optional<double> gamma_pos, std::optional<double> clip, bool ignore_nan
+#define FL_GIVEN_OPTIONS(op)                                                                                  \
+  options_of(op, label_smoothing, ignore_index, gamma, alpha, beta, iou_weighted, gamma_neg, gamma_pos, clip, \
+             ignore_nan)
 
 constexpr double kMaxGamma = 1e30;  // in fp32 its product with the logarithm of a probability is still finite
 constexpr double kMinClip = 1e-9;   // below it -log(1 - p_m) would need a logarithm of more than 2^32 (log1p_large)
 
 // What bce_count takes of them: which elements are left out.
-inline Options leaving_out(std::optional<int64_t> ignore_index) {
+inline Options leaving_out(std::optional<int64_t> ignore_index, bool ignore_nan) {
   Options options;
+  options.ignore_nan = ignore_nan;
   options.has_ignore_index = ignore_index.has_value();
-  options.ignore_index = double(ignore_index.value_or(0));
+  options.ignore_index = ignore_index.value_or(0);
   return options;
 }
 
@@ -75,7 +78,7 @@ inline Options options_of(const char* op, FL_OPTIONS) {
           "clip is neither 0 nor between 1e-9 and 1, beside gamma_neg");
   require(!alpha.has_value() || (*alpha >= 0 && *alpha <= 1 && gamma.has_value()), op, "alpha does not fit");
   require(!iou_weighted.has_value() || alpha.has_value(), op, "iou_weighted does not fit");
-  Options options = leaving_out(ignore_index);
+  Options options = leaving_out(ignore_index, ignore_nan);
   options.label_smoothing = label_smoothing;
   options.gamma = gamma.value_or(beta.value_or(gamma_neg.value_or(0)));
   options.has_whole_powers = is_whole_exponent(options.gamma) && is_whole_exponent(gamma_pos.value_or(0));

@@ -34,10 +34,13 @@ constexpr DType kDType =
 // A tensor broadcast to the problem's shape: element i of the flattened problem is data[(i / inner) % size].
 // size 1: a scalar; inner 1, size = numel: a full tensor; inner 1, size = columns: one value per column;
 // inner = columns, size = rows: one per row; inner = height width, size = channels: one per channel of an image.
+// classes: not 0 for a target of class indices, which has no dimension of the classes. Element i, of class i / inner % classes,
+// is 1 where that is the index at i / (inner classes) inner + i % inner, else 0; NaN where the index is the ignore_index.
 struct Operand {
   const void* data = nullptr;  // null: absent
   DType dtype = DType::kFloat32;
   int64_t inner = 1, size = 1;
+  int64_t classes = 0;
 };
 
 enum class Output : int8_t {
@@ -68,9 +71,11 @@ static constexpr bool has_sum(Output output) {
 static constexpr bool has_elements(Output output) { return output != Output::kLossSum && output != Output::kCount; }
 // Whether grad_output goes into the result element by element.
 static constexpr bool takes_grad_output(Output output) { return output >= Output::kGradLogits; }
-static constexpr bool is_constant(const Operand& operand) { return operand.data == nullptr || operand.size == 1; }
+static constexpr bool is_constant(const Operand& operand) {
+  return operand.data == nullptr || (operand.size == 1 && operand.classes == 0);
+}
 static constexpr bool is_full(const Operand& operand, int64_t numel) {
-  return operand.inner == 1 && operand.size == numel;
+  return operand.inner == 1 && operand.size == numel && operand.classes == 0;
 }
 
 // What the two terms of an element are weighed by. The less there is, the less a kernel computes; one with more in it gives an

@@ -47,6 +47,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_bce_single(
   const Tensor logits = backend.empty({n}, {1}, type);  // never touched: the shape of the losses
   TensorProblem on(op, {logits, target, weight, pos_weight, mask, count}, FL_GIVEN_OPTIONS(op));
   require(on.problem.options.loss == Loss::kBce, op, "there is no focal loss of one output");
+  require(on.problem.target.classes == 0, op, "target is not of the logits' shape");
   if (!has_loss) on.set_grad_output(*grad_output);
   Mean mean = {nullptr, reduction == kMean ? double(n) : 1};
   if (reduction == kMean && count.has_value()) mean.count = static_cast<const double*>(count->const_data_ptr());

@@ -57,6 +57,12 @@ bool same_sizes(const Tensor& a, const Tensor& b) {
   return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());
 }
 
+// Whether a target is of class indices: of an integer dtype, and a dimension less than the logits.
+bool has_class_indices(const Tensor& target, const Tensor& logits) {
+  const ScalarType type = target.scalar_type();
+  return !is_floating(type) && type != ScalarType::Bool && target.dim() + 1 == logits.dim();
+}
+
 }  // namespace
 
 void refuse(const char* op, const char* what) {
@@ -130,12 +136,13 @@ TensorProblem::TensorProblem(const char* op, const Operands& given, const Option
     : TensorProblem(op, given.logits, given.mask) {
   const ScalarType type = logits_.scalar_type(), target = given.target.scalar_type();
   require(is_floating(type), op, "logits have no floating point dtype");
-  require(same_sizes(given.target, logits_), op, "target is not of the logits' shape");
+  const bool is_index = has_class_indices(given.target, logits_);
+  require(is_index || same_sizes(given.target, logits_), op, "target is not of the logits' shape");
   require(!given.count.has_value() || (given.count->scalar_type() == ScalarType::Double && given.count->numel() == 1 &&
                                        same_device(*given.count, logits_)),
           op, "count is not one float64 on the logits' device");
   problem.logits = {logits_.const_data_ptr(), dtype_of(type), 1, problem.numel};
-  problem.target = operand(given.target);
+  problem.target = is_index ? class_indices(given.target) : operand(given.target);
   problem.weight = optional_operand(given.weight);
   problem.pos_weight = optional_operand(given.pos_weight);
   problem.compute_double = type == ScalarType::Double || target == ScalarType::Double;
@@ -206,6 +213,24 @@ Operand TensorProblem::operand(const Tensor& tensor) {
   if (!contiguous_) full = call("aten::permute", full, IntHeaderOnlyArrayRef(order_));
   owned_.push_back(torch::stable::contiguous(full));
   return {owned_.back().const_data_ptr(), dtype, 1, problem.numel};
+}
+
+// Classes are the logits' dimension 1, or their only one, as in torch's cross_entropy. The indices lie as the logits do.
+Operand TensorProblem::class_indices(const Tensor& target) {
+  require(same_device(target, logits_), op_, "an operand is on another device than the logits");
+  const int64_t dim = logits_.dim() > 1 ? 1 : 0;
+  std::vector<int64_t> order;  // the target's dimensions, in that of the logits' memory
+  int64_t inner = 1;
+  for (int64_t i = 0; i < logits_.dim(); ++i) {
+    const int64_t d = in_memory(i), own = d > dim ? d - 1 : d;
+    inner = d == dim ? 1 : inner * logits_.size(d);
+    if (d == dim) continue;
+    require(target.size(own) == logits_.size(d), op_, "class indices are not of the logits' shape without the classes");
+    order.push_back(own);
+  }
+  Tensor indices = contiguous_ ? target : call("aten::permute", target, IntHeaderOnlyArrayRef(order));
+  if (!indices.is_contiguous()) owned_.push_back(indices = torch::stable::contiguous(indices));
+  return {indices.const_data_ptr(), dtype_of(indices.scalar_type()), inner, indices.numel(), logits_.size(dim)};
 }
 
 }  // namespace fused_logistic

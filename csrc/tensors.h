@@ -65,6 +65,7 @@ class FL_API TensorProblem {
   TensorProblem(const char* op, const Tensor& logits, const OptionalTensor& mask);
   Operand operand(const Tensor& tensor);
   Operand optional_operand(const OptionalTensor& tensor);
+  Operand class_indices(const Tensor& target);
   std::vector<int64_t> strides_in_order(const Tensor& tensor) const;
   // The logits' dimensions from the slowest to the fastest in memory.
   int64_t in_memory(int64_t i) const { return contiguous_ ? i : order_[i]; }

@@ -63,6 +63,17 @@ def integer(op: str, name: str, value: Any) -> int | None:
         raise TypeError(f"{op}: expected {name} to be an int, got {value!r}") from None
 
 
+def flag(op: str, name: str, value: Any) -> bool:
+    """An option that is True or False.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if type(value) is not bool:
+        raise TypeError(f"{op}: expected {name} to be a bool, got {value!r}")
+    return value
+
+
 def _is_known(value: Tensor) -> bool:
     """Whether it can be looked at for free, and nobody asks for more than its value."""
     if type(value) is not Tensor or not value.is_cpu or value.dim() > 0 or torch.compiler.is_compiling():

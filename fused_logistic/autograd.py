@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import checks, checks_pairs, composite, composite_pairs, matrices, nested, ops, sharding, sparse
+from . import checks, checks_pairs, composite, composite_pairs, matrices, nested, ops, sharding, sparse, targets
 from .options import LOSS, Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -196,8 +196,8 @@ def loss(
         return _nested_loss(input, target, weight, pos_weight, mask, reduction, options, promotes)
     dtype, count = loss_dtype(input, target, promotes), None
     if reduction == ops.MEAN and (mask is not None or options.leaves_out):
-        counted = composite.bce_count if torch.compiler.is_exporting() else functools.partial(ops.call, ops.bce_count)
-        count = counted(target, mask, options.ignore_index)
+        counted = targets.bce_count if torch.compiler.is_exporting() else functools.partial(ops.call, ops.bce_count)
+        count = targets.count(counted, input, target, mask, options)
     if options.has_tensors:
         checks.loss(input, target, weight, pos_weight, mask, count, reduction, *options)
         if options.loss != LOSS:
@@ -214,6 +214,8 @@ def _nested_loss(input: Tensor, *rest: Any) -> Tensor:
     names = ("target", "weight", "pos_weight", "mask", *options._fields)
     tensors = dict(zip(names, (*operands, *options), strict=True))
     logits, target, weight, pos_weight, mask, *given = nested.values(options.loss, input, tensors)
+    if targets.are_classes(logits, target):  # of values, whose dimensions are others than the logits' own
+        raise NotImplementedError(f"{options.loss}: expected a target of the nested logits' shape, got class indices")
     result = loss(logits, target, weight, pos_weight, mask, reduction, Options(*given), promotes)
     return nested.like(input, result) if reduction == ops.NONE else result
 
@@ -328,9 +330,11 @@ def linear_loss(
     if is_sparse or nested.is_jagged(operands[0]) or is_composed or _is_sharded(operands):
         logits = (sparse if is_sparse else composite).linear_logits(*operands)
         dense = sparse.dense_target(*target, logits.shape[-1])
+        if targets.are_classes(logits, dense):  # the layer takes none, whoever computes it
+            raise ValueError(f"{options.layer}: expected target of the logits' shape, got {list(dense.shape)}")
         return loss(logits, dense, weight, pos_weight, mask, reduction, options).to(dtype)
     if reduction == ops.MEAN and (mask is not None or options.leaves_out):
-        count = matrices.count(operands[0], operands[1], *target, mask, options.ignore_index)
+        count = matrices.count(operands[0], operands[1], *target, mask, options.ignore_index, options.ignore_nan)
     if options.has_tensors:
         checks.layer(*operands, *target, weight, pos_weight, mask, count, reduction, chunk_bytes, *options)
         values, mask = composite.smoothed_target(

@@ -13,8 +13,9 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
-from . import checks, composite, composite_pairs, ops, sparse
+from . import checks, composite_pairs, ops, sparse, targets
 from .ops import Layer
+from .options import Options
 
 _Dims = Sequence[Any]  # of every argument the batch's dimension; None: not batched
 
@@ -43,20 +44,43 @@ def _batch(info: Any, in_dims: _Dims, tensors: Sequence[Tensor | None], full: in
     return moved
 
 
+def _operands(
+    info: Any, in_dims: _Dims, given: Sequence[Tensor | None], options: list[Any]
+) -> tuple[list[Any], list[Any]]:
+    """(logits, target, weight, pos_weight, mask) of a batch, and the options. Class indices become a dense target: the
+    classes' dimension of a sample is not that of the batch."""
+    logits, target, *weights, mask = given
+    assert logits is not None and target is not None
+    sample = list(logits.shape)
+    if in_dims[0] is not None:
+        sample.pop(in_dims[0])
+    if targets.are_indices(target.dtype) and target.dim() - (in_dims[1] is not None) == len(sample) - 1:
+        target = _to_front(target, in_dims[1], len(sample) - 1)
+        mask = None if mask is None else _to_front(mask, in_dims[4], len(sample))
+        dims = [None if d is None else 0 for d in (in_dims[1], in_dims[4])]
+        target, masked, others = targets.dense(sample, target, mask, Options(*options))
+        options = [*others]
+        if masked is not mask:  # there are indices that are ignored
+            mask, dims[1] = masked, None if dims == [None, None] else 0
+        in_dims = in_dims[0], dims[0], *in_dims[2:4], dims[1]
+    return _batch(info, in_dims, (logits, target, *weights, mask), 2), options
+
+
 def _samples(tensor: Tensor) -> Tensor:
     """``[batch, elements of a sample]``; a sample of no dimensions has one element."""
     return tensor.unsqueeze(-1).flatten(1)
 
 
-def _count(info: Any, in_dims: _Dims, target: Tensor, mask: Tensor | None, *ignore_index: Any) -> tuple[Tensor, int]:
+def _count(info: Any, in_dims: _Dims, target: Tensor, mask: Tensor | None, *ignored: Any) -> tuple[Tensor, int]:
     target, mask = _batch(info, in_dims[:2], (target, mask), 1)
-    kept = composite.kept(target, mask, *ignore_index)
+    kept = targets.kept(target, mask, *ignored)
     kept = torch.ones_like(target, dtype=torch.bool) if kept is None else kept
     return _samples(kept).sum(1).double(), 0
 
 
 def _bce(info: Any, in_dims: _Dims, *args: Any) -> tuple[Tensor, int]:
-    tensors, count, (reduction, dtype, *options) = _batch(info, in_dims[:5], args[:5], 2), args[5], args[6:]
+    count, (reduction, dtype, *options) = args[5], args[6:]
+    tensors, options = _operands(info, in_dims[:5], args[:5], options)
     if reduction == ops.NONE:
         return ops.bce(*tensors, None, ops.NONE, dtype, *options), 0
     # a sum of half-precision losses is rounded once, at its end
@@ -70,7 +94,8 @@ def _bce(info: Any, in_dims: _Dims, *args: Any) -> tuple[Tensor, int]:
 
 
 def _bce_backward(info: Any, in_dims: _Dims, grad_output: Tensor, *args: Any) -> tuple[Tensor, int]:
-    tensors, count, (reduction, wrt, *options) = _batch(info, in_dims[1:6], args[:5], 2), args[5], args[6:]
+    count, (reduction, wrt, *options) = args[5], args[6:]
+    tensors, options = _operands(info, in_dims[1:6], args[:5], options)
     logits = tensors[0]
     grad = _to_front(grad_output, in_dims[0], logits.dim() - 1)
     if reduction == ops.MEAN:
@@ -133,6 +158,8 @@ class _Layers:
         out = (*self.lead, labels) if self.has_labels else self.lead
         logits = logits.expand(self.batch, self.rows, labels).reshape(self.batch, *out)
         target = sparse.dense_target(layer.target, layer.crow_indices, layer.col_indices, labels)
+        if target.dim() - (dims.target is not None) != len(out):
+            raise ValueError("linear_binary_cross_entropy: expected target of the logits' shape, got another")
         self.operands = logits, target, *layer[Layer._fields.index("weight") : -1]
         self.in_dims = 0, dims.target, *dims[Layer._fields.index("weight") : -1]
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import targets
 from .ops import Layer
 from .options import LAYER, Options
 
@@ -148,7 +149,11 @@ def loss(
     floating(op, "logits", logits)
     strided(op, "logits", logits, NotImplementedError)
     strided(op, "target", target, NotImplementedError, f"; {LAYER} takes sparse targets")
-    same_shape(op, "target", target, logits.shape)
+    if targets.are_classes(logits, target):
+        dim = targets.class_dim(logits.shape)
+        same_shape(op, "target of class indices", target, [*logits.shape[:dim], *logits.shape[dim + 1 :]])
+    else:
+        same_shape(op, "target", target, logits.shape)
     same_device(op, "target", target, logits)
     _readable(op, target)
     for name, tensor in (("weight", weight), ("pos_weight", pos_weight), ("mask", mask)):
@@ -334,7 +339,7 @@ def bce_backward_(grad_logits: Tensor, grad_output: Tensor, made_for: Tensor | N
         one_number("bce_backward_", "made_for", made_for, args[0])
 
 
-def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None) -> None:
+def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None, ignore_nan: bool = False) -> None:
     _readable("bce_count", target)
     if mask is None:
         return

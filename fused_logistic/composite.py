@@ -17,37 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import checks, composite_powers, ops, sparse
+from . import checks, composite_powers, ops, sparse, targets
 from .composite_powers import like, product
 from .ops import Layer
 from .options import Options
-
-# ---- Which elements count -----------------------------------------------------------------------------------------
-
-
-def holds(dtype: torch.dtype, value: int) -> bool:
-    """Whether the dtype has the value: comparing with a tensor of it, torch would wrap the value to one that it has."""
-    if dtype.is_floating_point or dtype in (torch.bool, torch.int64):  # bool is compared as an integer
-        return True
-    limits = torch.iinfo(dtype)
-    return limits.min <= value <= limits.max
-
-
-def kept(target: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor | None:
-    """Where elements are neither masked out nor ignored, of the target's shape; None: everywhere."""
-    if ignore_index is None or not holds(target.dtype, ignore_index):
-        return None if mask is None else mask.expand(target.shape)
-    counts = target.ne(ignore_index)
-    return counts if mask is None else counts & mask
-
-
-def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor:
-    """How many elements are neither masked out nor ignored, as float64: what a mean is divided by."""
-    there = kept(target, mask, ignore_index)
-    if there is None:
-        return torch.full((), target.numel(), dtype=torch.float64, device=target.device)
-    return there.sum().double()
-
 
 # ---- The terms of the loss ----------------------------------------------------------------------------------------
 
@@ -62,7 +35,8 @@ def smoothed_target(
     logits: Tensor, target: Tensor, mask: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor | None]:
     """The target with label smoothing worked in, differentiable in both, and the mask with what is ignored."""
-    there = kept(target, mask, options.ignore_index)
+    target, mask, options = targets.resolved(logits, target, mask, options)
+    there = targets.kept(target, mask, options.ignore_index, options.ignore_nan)
     y = target.to(torch.float64 if torch.float64 in (logits.dtype, target.dtype) else torch.float32)
     if there is not None:
         y = torch.where(there, y, 0)  # what is left out must not leak, NaN included
@@ -95,7 +69,8 @@ class _Terms:
     ) -> None:
         is_double = torch.float64 in (logits.dtype, target.dtype)
         self.dtype = torch.float64 if is_double else torch.float32
-        self.kept = kept(target, mask, options.ignore_index)
+        target, mask, options = targets.resolved(logits, target, mask, options)
+        self.kept = targets.kept(target, mask, options.ignore_index, options.ignore_nan)
         self.device = logits.device
         z, y = logits.to(self.dtype), target.to(self.dtype)
         p = None if pos_weight is None else pos_weight.to(self.dtype)

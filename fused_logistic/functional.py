@@ -73,6 +73,7 @@ def binary_cross_entropy_with_logits(
     label_smoothing: float | Tensor | None = None,
     ignore_index: int | None = None,
     mask: Tensor | None = None,
+    ignore_nan: bool = False,
 ) -> Tensor:
     r"""Binary cross entropy between ``sigmoid(input)`` and ``target``, fused with the sigmoid.
 
@@ -85,7 +86,11 @@ def binary_cross_entropy_with_logits(
     Args:
         input: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
         target: :math:`y` in [0, 1] (not checked, as in torch), of the same shape; any of those dtypes, bool or an
-            integer dtype, read as it is.
+            integer dtype, read as it is. Or class indices, one against all: of an integer dtype and of the shape of
+            ``input`` without dimension 1, that of the classes (``[]`` for an ``input`` of one dimension), as torch's
+            ``cross_entropy`` takes them. :math:`y` is 1 for the class that the index names, else 0; an index that names
+            none, below 0 or from the number of classes on (as detectors number the background), has no positive.
+            So of one class, 0 names it and 1 does not. The matrix of these :math:`y` is never in memory.
         weight: :math:`w`, of a shape that broadcasts to that of ``input``; or a number.
         size_average: deprecated, see ``reduction``.
         reduce: deprecated, see ``reduction``.
@@ -98,8 +103,11 @@ def binary_cross_entropy_with_logits(
             what ``torch.compile`` makes.
         ignore_index: elements whose target has this value contribute nothing to the loss and to any derivative,
             whatever their logit and weights are (NaN included); ``"mean"`` divides by the number of those that remain,
-            and is NaN if none does. A value that the target's dtype represents.
+            and is NaN if none does. A value that the target's dtype represents. Where the target is class indices, an
+            index of this value leaves out all its classes.
         mask: bool, of a shape that broadcasts to that of ``input``; where it is False, as for ``ignore_index``.
+        ignore_nan: elements whose target is NaN, a label that is missing, likewise. Targets of a floating dtype alone
+            can be.
 
     Returns:
         A scalar, or a tensor of the shape of ``input`` for ``reduction="none"``. Its dtype is the target's if that is a
@@ -108,11 +116,11 @@ def binary_cross_entropy_with_logits(
         ``target``, ``weight`` and ``pos_weight`` are differentiable.
 
     Raises:
-        TypeError: an argument is not a tensor, or ``mask`` is not bool.
-        ValueError: ``target`` has another shape than ``input``, ``reduction`` is none of the three, or
-            ``label_smoothing`` is not in [0, 1].
+        TypeError: an argument is not a tensor, ``mask`` is not of dtype bool, or ``ignore_nan`` is not a bool.
+        ValueError: ``target`` has neither the shape of ``input`` nor that of class indices, ``reduction`` is none of
+            the three, or ``label_smoothing`` is not in [0, 1].
         RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast, or is on another device.
-        NotImplementedError: a dtype that is not supported.
+        NotImplementedError: a dtype that is not supported; class indices beside a nested ``input``.
 
     Formula: the chain rule of L(sigma(z)); ``docs/derivation.md`` derives it, line by line of ``csrc/logistic.h``.
     """
@@ -130,9 +138,14 @@ def binary_cross_entropy_with_logits(
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
             mask=mask,
+            ignore_nan=ignore_nan,
         )
     smoothing = 0.0 if label_smoothing is None else arguments.option(LOSS, "label_smoothing", label_smoothing)
-    options = Options(smoothing, arguments.integer(LOSS, "ignore_index", ignore_index))
+    options = Options(
+        smoothing,
+        arguments.integer(LOSS, "ignore_index", ignore_index),
+        ignore_nan=arguments.flag(LOSS, "ignore_nan", ignore_nan),
+    )
     w = None if weight is None else arguments.beside(weight, input)
     p = None if pos_weight is None else arguments.beside(pos_weight, input)
     if size_average is not None or reduce is not None:

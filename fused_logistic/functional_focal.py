@@ -23,6 +23,7 @@ def sigmoid_focal_loss(
     pos_weight: Tensor | float | None = None,
     ignore_index: int | None = None,
     mask: Tensor | None = None,
+    ignore_nan: bool = False,
 ) -> Tensor:
     r"""Focal loss of ``sigmoid(inputs)``: binary cross entropy that gives less weight to what is classified well.
 
@@ -34,8 +35,9 @@ def sigmoid_focal_loss(
 
     Args:
         inputs: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
-        targets: :math:`y`, of the same shape; any of those dtypes, bool or an integer dtype, read as it is. Meant are
-            targets in [0, 1]; others follow the same formula. Where their :math:`q` is negative, :math:`|q|^\gamma`
+        targets: :math:`y`, of the same shape; any of those dtypes, bool or an integer dtype, read as it is. Or class
+            indices, as :func:`binary_cross_entropy_with_logits` takes them: ``[rows]`` for ``[rows, classes]``. Meant
+            are targets in [0, 1]; others follow the same formula. Where their :math:`q` is negative, :math:`|q|^\gamma`
             stands for the power, negative for an odd ``gamma``: for a whole one that is :math:`q^\gamma`. A
             :math:`|q|` above 2^62 counts as that.
         alpha: :math:`\alpha` in [0, 1]; -1: no :math:`\alpha_t`. Or a tensor that broadcasts to ``inputs``, such as one
@@ -50,8 +52,10 @@ def sigmoid_focal_loss(
         pos_weight: :math:`p`, the weight of the positive term, :math:`p\,y \log(1 + e^{-z})`, of a shape that
             broadcasts to that of ``inputs``; or a number.
         ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, and
-            ``"mean"`` divides by the number of those that remain.
+            ``"mean"`` divides by the number of those that remain. A class index of this value leaves out all its
+            classes.
         mask: bool, of a shape that broadcasts to that of ``inputs``; where it is False, as for ``ignore_index``.
+        ignore_nan: elements whose target is NaN, a label that is missing, likewise.
 
     Returns:
         A scalar, or a tensor of the shape of ``inputs`` for ``reduction="none"``. Its dtype is what torch promotes the
@@ -60,9 +64,9 @@ def sigmoid_focal_loss(
         ``pos_weight`` are differentiable, to any order.
 
     Raises:
-        TypeError: an argument is not a tensor, or ``mask`` is not bool.
-        ValueError: ``targets`` has another shape than ``inputs``, ``reduction`` is none of the three, ``alpha`` is
-            neither in [0, 1] nor -1, or ``gamma`` is not between 0 and 1e30.
+        TypeError: an argument is not a tensor, ``mask`` is not of dtype bool, or ``ignore_nan`` is not a bool.
+        ValueError: ``targets`` has neither the shape of ``inputs`` nor that of class indices, ``reduction`` is none of
+            the three, ``alpha`` is neither in [0, 1] nor -1, or ``gamma`` is not between 0 and 1e30.
         RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast, or an argument is on another device.
         NotImplementedError: a dtype that is not supported.
 
@@ -82,8 +86,9 @@ def sigmoid_focal_loss(
             pos_weight=pos_weight,
             ignore_index=ignore_index,
             mask=mask,
+            ignore_nan=ignore_nan,
         )
-    options = focal_options(FOCAL, alpha, gamma, ignore_index)
+    options = focal_options(FOCAL, alpha, gamma, ignore_index, ignore_nan)
     return _computed(FOCAL, inputs, targets, weight, pos_weight, mask, reduction, options)
 
 
@@ -97,6 +102,7 @@ def quality_focal_loss(
     pos_weight: Tensor | float | None = None,
     ignore_index: int | None = None,
     mask: Tensor | None = None,
+    ignore_nan: bool = False,
 ) -> Tensor:
     r"""Quality focal loss of ``sigmoid(inputs)``: the focal loss of soft targets, such as the quality of a box.
 
@@ -107,7 +113,8 @@ def quality_focal_loss(
 
     Args:
         inputs: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
-        targets: :math:`y` in [0, 1] (not checked), of the same shape; any of those dtypes, bool or an integer dtype.
+        targets: :math:`y` in [0, 1] (not checked), of the same shape; any of those dtypes, bool or an integer dtype;
+            or class indices, as for :func:`sigmoid_focal_loss`.
             Where :math:`\sigma(z) = y` the power's derivative counts as 0, for :math:`\beta < 1` too.
         beta: :math:`\beta \ge 0`, a number.
         reduction: ``"none"``, ``"mean"`` (over all elements) or ``"sum"``.
@@ -117,6 +124,7 @@ def quality_focal_loss(
         ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, and
             ``"mean"`` divides by the number of those that remain.
         mask: bool, of a shape that broadcasts to that of ``inputs``; where it is False, as for ``ignore_index``.
+        ignore_nan: elements whose target is NaN, a label that is missing, likewise.
 
     Returns:
         A scalar, or a tensor of the shape of ``inputs`` for ``reduction="none"``; dtypes and sums as for
@@ -143,10 +151,12 @@ def quality_focal_loss(
             pos_weight=pos_weight,
             ignore_index=ignore_index,
             mask=mask,
+            ignore_nan=ignore_nan,
         )
     options = Options(
         ignore_index=arguments.integer(QUALITY, "ignore_index", ignore_index),
         beta=arguments.number(QUALITY, "beta", beta),
+        ignore_nan=arguments.flag(QUALITY, "ignore_nan", ignore_nan),
     )
     return _computed(QUALITY, inputs, targets, weight, pos_weight, mask, reduction, options)
 
@@ -163,6 +173,7 @@ def varifocal_loss(
     pos_weight: Tensor | float | None = None,
     ignore_index: int | None = None,
     mask: Tensor | None = None,
+    ignore_nan: bool = False,
 ) -> Tensor:
     r"""Varifocal loss of ``sigmoid(inputs)``: a focal loss of negatives, and of positives the loss by their quality.
 
@@ -174,7 +185,7 @@ def varifocal_loss(
     Args:
         inputs: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
         targets: :math:`y` in [0, 1] (not checked), of the same shape, 0 for negatives and the quality (such as the IoU)
-            for positives; any of those dtypes, bool or an integer dtype.
+            for positives; any of those dtypes, bool or an integer dtype; or class indices, likewise.
         alpha: :math:`\alpha` in [0, 1], a number.
         gamma: :math:`\gamma \ge 0`, a number.
         iou_weighted: whether positives have the weight :math:`y`; else they have 1.
@@ -185,6 +196,7 @@ def varifocal_loss(
         ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, and
             ``"mean"`` divides by the number of those that remain.
         mask: bool, of a shape that broadcasts to that of ``inputs``; where it is False, as for ``ignore_index``.
+        ignore_nan: elements whose target is NaN, a label that is missing, likewise.
 
     Returns:
         A scalar, or a tensor of the shape of ``inputs`` for ``reduction="none"``; dtypes and sums as for
@@ -213,6 +225,7 @@ def varifocal_loss(
             pos_weight=pos_weight,
             ignore_index=ignore_index,
             mask=mask,
+            ignore_nan=ignore_nan,
         )
     if not isinstance(iou_weighted, bool):
         raise TypeError(f"{VARIFOCAL}: expected iou_weighted to be a bool, got {type(iou_weighted).__name__}")
@@ -221,6 +234,7 @@ def varifocal_loss(
         gamma=arguments.number(VARIFOCAL, "gamma", gamma),
         alpha=arguments.number(VARIFOCAL, "alpha", alpha),
         iou_weighted=iou_weighted,
+        ignore_nan=arguments.flag(VARIFOCAL, "ignore_nan", ignore_nan),
     )
     return _computed(VARIFOCAL, inputs, targets, weight, pos_weight, mask, reduction, options)
 
@@ -238,6 +252,7 @@ def asymmetric_loss_with_logits(
     label_smoothing: float | Tensor | None = None,
     ignore_index: int | None = None,
     mask: Tensor | None = None,
+    ignore_nan: bool = False,
 ) -> Tensor:
     r"""Asymmetric loss of ``sigmoid(input)``: focal exponents of their own for positives and negatives of many labels.
 
@@ -250,7 +265,8 @@ def asymmetric_loss_with_logits(
 
     Args:
         input: the logits :math:`z`, of any shape and layout; float64, float32, float16 or bfloat16.
-        target: :math:`y` in [0, 1] (not checked), of the same shape; any of those dtypes, bool or an integer dtype.
+        target: :math:`y` in [0, 1] (not checked), of the same shape; any of those dtypes, bool or an integer dtype; or
+            class indices, as for :func:`sigmoid_focal_loss`.
         gamma_neg: :math:`\gamma_- \ge 0`, a number.
         gamma_pos: :math:`\gamma_+ \ge 0`, a number.
         clip: the margin :math:`m`, a number: 0 or None for none, or in [1e-9, 1].
@@ -262,6 +278,7 @@ def asymmetric_loss_with_logits(
         ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, and
             ``"mean"`` divides by the number of those that remain.
         mask: bool, of a shape that broadcasts to that of ``input``; where it is False, as for ``ignore_index``.
+        ignore_nan: elements whose target is NaN, a label that is missing, likewise.
 
     Returns:
         A scalar, or a tensor of the shape of ``input`` for ``reduction="none"``; dtypes and sums as for
@@ -292,14 +309,15 @@ def asymmetric_loss_with_logits(
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
             mask=mask,
+            ignore_nan=ignore_nan,
         )
-    options = asymmetric_options(ASYMMETRIC, gamma_neg, gamma_pos, clip, label_smoothing, ignore_index)
+    options = asymmetric_options(ASYMMETRIC, gamma_neg, gamma_pos, clip, label_smoothing, ignore_index, ignore_nan)
     names = ("input", "target")
     return _computed(ASYMMETRIC, input, target, weight, pos_weight, mask, reduction, options, names)
 
 
 def asymmetric_options(
-    op: str, gamma_neg: Any, gamma_pos: Any, clip: Any, label_smoothing: Any, ignore_index: Any
+    op: str, gamma_neg: Any, gamma_pos: Any, clip: Any, label_smoothing: Any, ignore_index: Any, ignore_nan: Any
 ) -> Options:
     return Options(
         label_smoothing=0.0 if label_smoothing is None else arguments.option(op, "label_smoothing", label_smoothing),
@@ -307,13 +325,20 @@ def asymmetric_options(
         gamma_neg=arguments.number(op, "gamma_neg", gamma_neg),
         gamma_pos=arguments.number(op, "gamma_pos", gamma_pos),
         clip=0.0 if clip is None else arguments.number(op, "clip", clip),
+        ignore_nan=arguments.flag(op, "ignore_nan", ignore_nan),
     )
 
 
-def focal_options(op: str, alpha: Any, gamma: Any, ignore_index: Any) -> Options:
+def focal_options(op: str, alpha: Any, gamma: Any, ignore_index: Any, ignore_nan: Any) -> Options:
     gamma, alpha = arguments.option(op, "gamma", gamma), arguments.option(op, "alpha", alpha)
     given_alpha = alpha if isinstance(alpha, Tensor) or alpha != -1 else None
-    return Options(0.0, arguments.integer(op, "ignore_index", ignore_index), gamma, given_alpha)
+    return Options(
+        0.0,
+        arguments.integer(op, "ignore_index", ignore_index),
+        gamma,
+        given_alpha,
+        ignore_nan=arguments.flag(op, "ignore_nan", ignore_nan),
+    )
 
 
 def _computed(

@@ -108,6 +108,7 @@ def linear_binary_cross_entropy(
     label_smoothing: float | Tensor | None = None,
     mask: Tensor | None = None,
     chunk_bytes: int | None = None,
+    ignore_nan: bool = False,
 ) -> Tensor:
     r"""Binary cross entropy of a linear layer, logits and sigmoid included: the chain rule from the loss back to it.
 
@@ -143,6 +144,8 @@ def linear_binary_cross_entropy(
             torch, by the product 0 x NaN.
         chunk_bytes: how many bytes a tile of the logits may take. None: 8 MiB on the CPU, else 256 MiB. The products
             and the order of the sums depend on it, so results differ by rounding.
+        ignore_nan: elements whose target is NaN, a label that is missing, contribute nothing, as for ``ignore_index``.
+            A sparse target may list them.
 
     Returns:
         A scalar, or the losses ``[..., labels]`` for ``"none"``; of the target's dtype if that is a floating type,
@@ -158,7 +161,7 @@ def linear_binary_cross_entropy(
 
     Raises:
         TypeError: an argument is not a tensor, or ``linear_weight`` or ``linear_bias`` is not of the input's dtype, or
-            ``mask`` is not bool.
+            ``mask`` is not of dtype bool, or ``ignore_nan`` is not a bool.
         ValueError: a shape, layout, ``reduction``, ``label_smoothing`` or ``chunk_bytes`` that does not fit; indices of
             a sparse target that are out of range (on a GPU, which nobody waits for, an assertion of the device).
         RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast; tensors on different devices.
@@ -181,9 +184,14 @@ def linear_binary_cross_entropy(
             label_smoothing=label_smoothing,
             mask=mask,
             chunk_bytes=chunk_bytes,
+            ignore_nan=ignore_nan,
         )
     smoothing = 0.0 if label_smoothing is None else arguments.option(LAYER, "label_smoothing", label_smoothing)
-    options = Options(smoothing, arguments.integer(LAYER, "ignore_index", ignore_index))
+    options = Options(
+        smoothing,
+        arguments.integer(LAYER, "ignore_index", ignore_index),
+        ignore_nan=arguments.flag(LAYER, "ignore_nan", ignore_nan),
+    )
     return computed(
         input, linear_weight, target, linear_bias, weight, pos_weight, mask, reduction, chunk_bytes, options
     )

@@ -26,6 +26,7 @@ def linear_sigmoid_focal_loss(
     ignore_index: int | None = None,
     mask: Tensor | None = None,
     chunk_bytes: int | None = None,
+    ignore_nan: bool = False,
 ) -> Tensor:
     r"""Focal loss of a linear layer, logits and sigmoid included, whose logits are never stored.
 
@@ -46,6 +47,7 @@ def linear_sigmoid_focal_loss(
         ignore_index: elements whose target has this value contribute nothing.
         mask: bool; broadcasts to ``[..., labels]``; where it is False, as for ``ignore_index``.
         chunk_bytes: how many bytes a tile of the logits may take. None: 8 MiB on the CPU, else 256 MiB.
+        ignore_nan: elements whose target is NaN, a label that is missing, contribute nothing.
 
     Returns:
         A scalar, or the losses ``[..., labels]`` for ``"none"``; of the target's dtype if that is a floating type, else
@@ -69,8 +71,9 @@ def linear_sigmoid_focal_loss(
             ignore_index=ignore_index,
             mask=mask,
             chunk_bytes=chunk_bytes,
+            ignore_nan=ignore_nan,
         )
-    options = focal_options(_FOCAL, alpha, gamma, ignore_index)
+    options = focal_options(_FOCAL, alpha, gamma, ignore_index, ignore_nan)
     layer = input, linear_weight, target, linear_bias
     return functional_linear.computed(*layer, weight, pos_weight, mask, reduction, chunk_bytes, options)
 
@@ -91,6 +94,7 @@ def linear_asymmetric_loss_with_logits(
     ignore_index: int | None = None,
     mask: Tensor | None = None,
     chunk_bytes: int | None = None,
+    ignore_nan: bool = False,
 ) -> Tensor:
     r"""Asymmetric loss of a linear layer, logits and sigmoid included, whose logits are never stored.
 
@@ -113,6 +117,7 @@ def linear_asymmetric_loss_with_logits(
         ignore_index: elements whose target has this value contribute nothing.
         mask: bool; broadcasts to ``[..., labels]``; where it is False, as for ``ignore_index``.
         chunk_bytes: how many bytes a tile of the logits may take. None: 8 MiB on the CPU, else 256 MiB.
+        ignore_nan: elements whose target is NaN, a label that is missing, contribute nothing.
 
     Returns:
         A scalar, or the losses ``[..., labels]`` for ``"none"``; of the target's dtype if that is a floating type, else
@@ -138,7 +143,8 @@ def linear_asymmetric_loss_with_logits(
             ignore_index=ignore_index,
             mask=mask,
             chunk_bytes=chunk_bytes,
+            ignore_nan=ignore_nan,
         )
-    options = asymmetric_options(_ASYMMETRIC, gamma_neg, gamma_pos, clip, label_smoothing, ignore_index)
+    options = asymmetric_options(_ASYMMETRIC, gamma_neg, gamma_pos, clip, label_smoothing, ignore_index, ignore_nan)
     layer = input, linear_weight, target, linear_bias
     return functional_linear.computed(*layer, weight, pos_weight, mask, reduction, chunk_bytes, options)

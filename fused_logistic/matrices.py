@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import composite, ops, sparse
+from . import ops, sparse, targets
 from .ops import Layer
 
 
@@ -161,28 +161,31 @@ def count(
     col_indices: Tensor | None,
     mask: Tensor | None,
     ignore_index: int | None,
+    ignore_nan: bool = False,
 ) -> Tensor:
     """How many elements are neither masked out nor ignored, as float64: what the mean of a layer is divided by."""
     if crow_indices is None or col_indices is None:
-        return ops.bce_count(target, mask, ignore_index)
+        return ops.bce_count(target, mask, ignore_index, ignore_nan)
     shape = input.shape[0], linear_weight.shape[0]
     if mask is None:
         every = torch.full((), math.prod(shape), dtype=torch.float64, device=target.device)
     else:
         mask = mask.expand(shape)
         every = mask.sum().double()
-    if ignore_index is None or not composite.holds(target.dtype, ignore_index):
+    if not targets.leaves_out(target.dtype, ignore_index, ignore_nan):
         return every
     if target.is_cpu:
         listed = Positives(target, crow_indices, col_indices, shape[1])
         value, row, column = listed.value, listed.row, listed.column
-        # what is not listed is 0
-        ignored = value != 0 if ignore_index == 0 else value == ignore_index
+        there = torch.ones_like(value, dtype=torch.bool)
     else:
         value, crow, column = unique(target, crow_indices, col_indices, shape[1])
         number = torch.arange(value.numel(), device=value.device)
         row = (torch.searchsorted(crow, number, right=True) - 1).clamp_max(shape[0] - 1)
-        ignored = (value != 0 if ignore_index == 0 else value == ignore_index) & (number < crow[-1])
+        there = number < crow[-1]
     if mask is not None:
-        ignored = ignored & mask[row, column]
-    return ignored.sum().double() if ignore_index == 0 else every - ignored.sum()
+        there = there & mask[row, column]
+    kept = targets.kept(value, there, ignore_index, ignore_nan)
+    assert kept is not None
+    # what is not listed is 0
+    return kept.sum().double() if ignore_index == 0 else every - (there & ~kept).sum()

@@ -30,7 +30,7 @@ def _set(module: torch.nn.Module, name: str, value: Tensor | float | None, persi
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
     """:class:`torch.nn.BCEWithLogitsLoss` computed by :func:`fused_logistic.binary_cross_entropy_with_logits`.
 
-    Buffers and ``state_dict`` are torch's; the last two arguments are ours, keyword only.
+    Buffers and ``state_dict`` are torch's; the last three arguments are ours, keyword only.
 
     Args:
         weight: a tensor that broadcasts to the shape of the logits (a buffer), or a number.
@@ -40,10 +40,11 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         pos_weight: the weight of positive examples, likewise (a buffer).
         label_smoothing: in [0, 1]; moves the targets towards 1/2. (A Parameter is learnt, and in the ``state_dict``.)
         ignore_index: elements whose target has this value contribute nothing.
+        ignore_nan: nor do those whose target is NaN.
 
     Shape:
-        input: any; target: the same; mask: broadcasts to it; output: a scalar, or the shape of the input for
-        ``reduction="none"``.
+        input: any; target: the same, or class indices, ``[rows]`` for ``[rows, classes, ...]``; mask: broadcasts to the
+        input; output: a scalar, or the shape of the input for ``reduction="none"``.
 
     Raises, dtypes and formula: see :func:`fused_logistic.binary_cross_entropy_with_logits`.
     """
@@ -58,12 +59,14 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         *,
         label_smoothing: float | Tensor | None = None,
         ignore_index: int | None = None,
+        ignore_nan: bool = False,
     ) -> None:
         super().__init__(None, size_average, reduce, reduction)
         _set(self, "weight", weight)
         _set(self, "pos_weight", pos_weight)
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
+        self.ignore_nan = ignore_nan
 
     @torch.jit.ignore
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -76,10 +79,19 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
             mask=mask,
+            ignore_nan=self.ignore_nan,
         )
 
     def extra_repr(self) -> str:
-        return _shown(self, weight=None, reduction="mean", pos_weight=None, label_smoothing=None, ignore_index=None)
+        return _shown(
+            self,
+            weight=None,
+            reduction="mean",
+            pos_weight=None,
+            label_smoothing=None,
+            ignore_index=None,
+            ignore_nan=False,
+        )
 
 
 class AsymmetricLoss(torch.nn.Module):
@@ -95,6 +107,7 @@ class AsymmetricLoss(torch.nn.Module):
         pos_weight: the weight of the positive term, likewise (a buffer).
         label_smoothing: in [0, 1]; moves the targets towards 1/2.
         ignore_index: elements whose target has this value contribute nothing.
+        ignore_nan: elements whose target is NaN contribute nothing.
 
     Shape:
         input: any; target: the same; mask: broadcasts to it; output: a scalar, or the shape of the input for
@@ -118,6 +131,7 @@ class AsymmetricLoss(torch.nn.Module):
         pos_weight: Tensor | float | None = None,
         label_smoothing: float | Tensor | None = None,
         ignore_index: int | None = None,
+        ignore_nan: bool = False,
     ) -> None:
         super().__init__()
         self.gamma_neg, self.gamma_pos, self.clip, self.eps = gamma_neg, gamma_pos, clip, eps
@@ -126,6 +140,7 @@ class AsymmetricLoss(torch.nn.Module):
         _set(self, "pos_weight", pos_weight)
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
+        self.ignore_nan = ignore_nan
 
     @torch.jit.ignore
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -141,11 +156,18 @@ class AsymmetricLoss(torch.nn.Module):
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
             mask=mask,
+            ignore_nan=self.ignore_nan,
         )
 
     def extra_repr(self) -> str:
         described = (f"{name}={getattr(self, name)!r}" for name in ("gamma_neg", "gamma_pos", "clip"))
-        options = {"weight": None, "pos_weight": None, "label_smoothing": None, "ignore_index": None}
+        options = {
+            "weight": None,
+            "pos_weight": None,
+            "label_smoothing": None,
+            "ignore_index": None,
+            "ignore_nan": False,
+        }
         return _shown(self, *described, reduction="sum", **options)
 
 
@@ -167,6 +189,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         label_smoothing: in [0, 1]; moves the targets towards 1/2. (A Parameter is learnt, and in the ``state_dict``.)
         ignore_index: elements whose target has this value contribute nothing.
         chunk_bytes: how many bytes a tile of the logits may take; None: 8 MiB on the CPU, else 256 MiB.
+        ignore_nan: elements whose target is NaN contribute nothing.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -193,6 +216,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         label_smoothing: float | Tensor | None = None,
         ignore_index: int | None = None,
         chunk_bytes: int | None = None,
+        ignore_nan: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -203,6 +227,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
         self.chunk_bytes = chunk_bytes
+        self.ignore_nan = ignore_nan
 
     @torch.jit.ignore
     def forward(self, input: Tensor, target: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -220,6 +245,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
             label_smoothing=self.label_smoothing,
             mask=mask,
             chunk_bytes=self.chunk_bytes,
+            ignore_nan=self.ignore_nan,
         )
 
     def logits(self, input: Tensor) -> Tensor:
@@ -242,6 +268,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
             label_smoothing=None,
             ignore_index=None,
             chunk_bytes=None,
+            ignore_nan=False,
         )
 
 

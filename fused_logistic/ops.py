@@ -2,7 +2,8 @@
 
 ``csrc/ops.cpp`` has the schemas, ``csrc/cpu`` and ``csrc/cuda`` the kernels. The ops of the losses share the operands
 ``(logits, target, weight, pos_weight, mask, count)``, ``count`` being the number of elements that a mean is taken over
-(a float64 scalar, from ``bce_count``; None: all of them). Every op ends with the options of
+(a float64 scalar, from ``bce_count``; None: all of them). The target is of the logits' shape or, of an integer dtype,
+class indices, of that shape without dimension 1 (0, where it is the only one). Every op ends with the options of
 :class:`fused_logistic.options.Options`, in its order and with its defaults, which also say which loss it is.
 
 =======================  =============================================================================================
@@ -14,7 +15,8 @@
 ``bce_backward_``        ``(grad_logits, grad_output, made_for, *operands, reduction, *options)``: turns the gradient
                          that came with the loss, for a ``grad_output`` of ``made_for`` (None: of 1), into that for
                          this one: nothing where it is the same
-``bce_count``            ``(target, mask, ignore_index)``: how many elements are neither masked out nor ignored
+``bce_count``            ``(target, mask, ignore_index, ignore_nan=False)``: how many elements are neither masked out
+                         nor ignored
 ``linear_bce``           ``(*Layer, dtype, *options)``: the whole layer, by :mod:`fused_logistic.layer`;
                          ``linear_bce_with_grad`` and ``linear_bce_backward`` give the gradients that ``output_mask``
                          asks for

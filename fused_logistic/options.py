@@ -27,6 +27,7 @@ class Options(NamedTuple):
     gamma_neg: float | None = None  # asymmetric, with the two that follow
     gamma_pos: float | None = None
     clip: float | None = None
+    ignore_nan: bool = False
 
     @property
     def loss(self) -> str:
@@ -46,7 +47,7 @@ class Options(NamedTuple):
     @property
     def leaves_out(self) -> bool:
         """Whether there may be elements that do not count."""
-        return self.ignore_index is not None
+        return self.ignore_index is not None or self.ignore_nan
 
     @property
     def has_tensors(self) -> bool:

@@ -12,7 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, batching, checks, checks_pairs, composite, composite_pairs, layer, matrices, ops, pairs, tiles
+from . import (
+    autograd,
+    batching,
+    checks,
+    checks_pairs,
+    composite,
+    composite_pairs,
+    layer,
+    matrices,
+    ops,
+    pairs,
+    targets,
+    tiles,
+)
 from .ops import Layer
 
 # ---- Autograd --------------------------------------------------------------------------------------------------------
@@ -102,7 +115,7 @@ def _like_bce_backward(grad_output, *args):
     return torch.empty_like(args[0], dtype=args[args[7]].dtype)
 
 
-def _like_bce_count(target, mask, ignore_index):
+def _like_bce_count(target, mask, ignore_index, ignore_nan=False):
     return target.new_empty((), dtype=torch.float64)
 
 
@@ -238,7 +251,7 @@ def _register() -> None:
     for op, rule in batching.RULES.items():
         torch.library.register_vmap(op, rule)
     _library.impl("bce_count", _count, "Autograd")
-    _library.impl("bce_count", _without_kernel(composite.bce_count), "CompositeExplicitAutograd")
+    _library.impl("bce_count", _without_kernel(targets.bce_count), "CompositeExplicitAutograd")
     torch.library.register_fake("fused_logistic::bce_count", _after(checks.bce_count, _like_bce_count))
     torch.library.register_fake("fused_logistic::empty", lambda size, dtype: torch.empty(size, dtype=dtype))
 

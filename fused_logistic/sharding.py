@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import ops, targets
 
 
 def is_dtensor(tensor: Tensor) -> bool:
@@ -65,15 +65,28 @@ def _operand(spec: Any, ndim: int, dim: int) -> Any:
     return Shard(own) if own >= 0 and spec.shape[own] != 1 else Replicate()
 
 
-def _placements(operands: Sequence[Any], shard_reduced: bool) -> list[tuple[int | None, list[Any]]]:
+_Cases = list[tuple[int | None, list[Any]]]
+
+
+def _placements(operands: Sequence[Any], shard_reduced: bool) -> _Cases:
     """(the sharded dimension or None, the operands' placements), replicated first."""
     from torch.distributed.tensor import Replicate
 
-    found: list[tuple[int | None, list[Any]]] = [(None, [None if s is None else Replicate() for s in operands])]
+    found: _Cases = [(None, [None if s is None else Replicate() for s in operands])]
     ndim = len(operands[0].shape)
     if shard_reduced:
         found += [(dim, [_operand(s, ndim, dim) for s in operands]) for dim in range(ndim)]
     return found
+
+
+def _of_classes(cases: _Cases, classes: int) -> _Cases:
+    """Those where the target is class indices: one of them speaks of all classes, so that these stay together."""
+    from torch.distributed.tensor import Shard
+
+    for dim, placed in cases:
+        if dim is not None:
+            placed[1] = Shard(dim - (dim > classes))  # the target has no dimension of the classes
+    return [(dim, placed) for dim, placed in cases if dim != classes]
 
 
 def register() -> bool:
@@ -96,9 +109,11 @@ def _register() -> None:
     def summed(dim: int | None) -> Any:
         return Replicate() if dim is None else Partial("sum")
 
-    def cases(operands: Sequence[Any], reduction: int) -> list[tuple[int | None, list[Any]]]:
+    def cases(operands: Sequence[Any], reduction: int) -> _Cases:
         # a mean over shards has to know the number of elements of all of them
-        return _placements(operands, reduction != ops.MEAN or operands[5] is not None)
+        found = _placements(operands, reduction != ops.MEAN or operands[5] is not None)
+        shape, of_target = operands[0].shape, operands[1].shape
+        return _of_classes(found, targets.class_dim(shape)) if len(of_target) < len(shape) else found
 
     @register_sharding(ops.bce)
     def bce(*args: Any) -> list[Any]:
@@ -129,8 +144,9 @@ def _register() -> None:
         return [([], [elementwise(dim), *given, *placed, *rest]) for dim, placed in cases(args[:6], args[6])]
 
     @register_sharding(ops.bce_count)
-    def bce_count(target: Any, mask: Any, ignore_index: Any) -> list[Any]:
-        return [([summed(dim)], [*placed, None]) for dim, placed in _placements([target, mask], True)]
+    def bce_count(target: Any, mask: Any, *ignored: Any) -> list[Any]:
+        rest = [None] * len(ignored)
+        return [([summed(dim)], [*placed, *rest]) for dim, placed in _placements([target, mask], True)]
 
     # Which optional operands are there decides what the rules return, so it belongs to the key that DTensor caches
     # them under. By default that begins at the first int argument.

@@ -40,24 +40,26 @@ def _seed():
     autograd._last.clear()  # no test sees for which grad_output another one had gradients made
 
 
-def _count(target, mask, reduction, ignore_index):
-    partial = reduction == ops.MEAN and (mask is not None or ignore_index is not None)
-    return ops.bce_count(target, mask, ignore_index) if partial else None
+def _count(target, mask, reduction, ignore_index, ignore_nan):
+    partial = reduction == ops.MEAN and (mask is not None or ignore_index is not None or ignore_nan)
+    return ops.bce_count(target, mask, ignore_index, ignore_nan) if partial else None
 
 
 def loss_arguments(logits, target, weight=None, pos_weight=None, mask=None, reduction=ops.MEAN, label_smoothing=0.0,
-                   ignore_index=None, dtype=None, gamma=None, alpha=None, **others):  # fmt: skip
+                   ignore_index=None, dtype=None, gamma=None, alpha=None, ignore_nan=False, **others):  # fmt: skip
     """The arguments of ops.bce and bce_with_grad in their order, dtype and count as the public functions give them."""
     dtype = dtype or autograd.loss_dtype(logits, target)
-    return (logits, target, weight, pos_weight, mask, _count(target, mask, reduction, ignore_index), reduction, dtype,
-            *Options(label_smoothing, ignore_index, gamma, alpha, **others))  # fmt: skip
+    count = _count(target, mask, reduction, ignore_index, ignore_nan)
+    options = Options(label_smoothing, ignore_index, gamma, alpha, ignore_nan=ignore_nan, **others)
+    return logits, target, weight, pos_weight, mask, count, reduction, dtype, *options
 
 
 def grad_arguments(logits, target, weight=None, pos_weight=None, mask=None, reduction=ops.MEAN, label_smoothing=0.0,
-                   ignore_index=None, wrt=ops.LOGITS, gamma=None, alpha=None, **others):  # fmt: skip
+                   ignore_index=None, wrt=ops.LOGITS, gamma=None, alpha=None, ignore_nan=False, **others):  # fmt: skip
     """Those of ops.bce_backward after grad_output."""
-    return (logits, target, weight, pos_weight, mask, _count(target, mask, reduction, ignore_index), reduction, wrt,
-            *Options(label_smoothing, ignore_index, gamma, alpha, **others))  # fmt: skip
+    count = _count(target, mask, reduction, ignore_index, ignore_nan)
+    options = Options(label_smoothing, ignore_index, gamma, alpha, ignore_nan=ignore_nan, **others)
+    return logits, target, weight, pos_weight, mask, count, reduction, wrt, *options
 
 
 def layer_arguments(input, linear_weight, linear_bias, target, crow=None, col=None, weight=None, pos_weight=None,
@@ -74,10 +76,10 @@ def layer_arguments(input, linear_weight, linear_bias, target, crow=None, col=No
 
 def tile_arguments(logits, target, weight=None, pos_weight=None, mask=None, grad_output=None, scale=1.0, losses=None,
                    loss_sum=None, bias_sum=None, crow=None, col=None, count=None, label=0, whole=True, wants_grad=True,
-                   label_smoothing=0.0, ignore_index=None, gamma=None, alpha=None):  # fmt: skip
+                   label_smoothing=0.0, ignore_index=None, gamma=None, alpha=None, ignore_nan=False):  # fmt: skip
     """Those of bce_tile_."""
     return (logits, losses, loss_sum, bias_sum, target, crow, col, weight, pos_weight, mask, grad_output, count, scale,
-            label, whole, wants_grad, label_smoothing, ignore_index, gamma, alpha)  # fmt: skip
+            label, whole, wants_grad, label_smoothing, ignore_index, gamma, alpha, ignore_nan)  # fmt: skip
 
 
 def first_requires_grad(arguments: tuple, asked: bool) -> tuple:

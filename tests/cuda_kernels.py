@@ -6,6 +6,7 @@ A test file that imports this is skipped where the toolchain is not.
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 from collections import Counter
 from enum import IntEnum
@@ -58,6 +59,7 @@ class Operand(ctypes.Structure):
         ("dtype", ctypes.c_int8),
         ("inner", ctypes.c_int64),
         ("size", ctypes.c_int64),
+        ("classes", ctypes.c_int64),
     ]
 
 
@@ -67,7 +69,7 @@ class Options(ctypes.Structure):
     _fields_ = [
         ("label_smoothing", ctypes.c_double),
         ("has_ignore_index", ctypes.c_bool),
-        ("ignore_index", ctypes.c_double),
+        ("ignore_index", ctypes.c_int64),
         ("loss", ctypes.c_int8),
         ("has_whole_powers", ctypes.c_bool),
         ("gamma", ctypes.c_double),
@@ -77,20 +79,21 @@ class Options(ctypes.Structure):
         ("iou_weighted", ctypes.c_bool),
         ("gamma_pos", ctypes.c_double),
         ("clip", ctypes.c_double),
+        ("ignore_nan", ctypes.c_bool),
     ]
 
     @classmethod
     def of(cls, label_smoothing, ignore_index, gamma=None, alpha=None, beta=None, iou_weighted=None, gamma_neg=None,
-           gamma_pos=None, clip=None):  # fmt: skip
+           gamma_pos=None, clip=None, ignore_nan=False):  # fmt: skip
         """options_of there"""
         focal, exponent = gamma is not None, next((g for g in (gamma, beta, gamma_neg) if g is not None), 0)
         quality = beta is not None or iou_weighted is not None
         loss = 3 if gamma_neg is not None else 2 if quality else 1 if focal else 0
         is_whole = exponent in range(5) and (gamma_pos or 0) in range(5)
         alphas = (1 if alpha is None else alpha, 1 if alpha is None or loss != 1 else 1 - alpha)
-        left_out = ignore_index is not None, float(ignore_index or 0)
-        varifocal = iou_weighted is not None, bool(iou_weighted)
-        return cls(label_smoothing, *left_out, loss, is_whole, exponent, *alphas, *varifocal, gamma_pos or 0, clip or 0)
+        left_out = ignore_index is not None, ignore_index or 0
+        rest = iou_weighted is not None, bool(iou_weighted), gamma_pos or 0, clip or 0, ignore_nan
+        return cls(label_smoothing, *left_out, loss, is_whole, exponent, *alphas, *rest)
 
 
 class Problem(ctypes.Structure):
@@ -171,6 +174,7 @@ def run(
     ignore_index=None,
     gamma=None,
     alpha=None,
+    ignore_nan=False,
     out_dtype=None,
     result_dtype=torch.float64,
     offsets=(0, 0, 0),  # of logits, target and output from an aligned address, in elements
@@ -188,15 +192,19 @@ def run(
     out_dtype = out_dtype or logits.dtype
     tensors = (logits, target, weight, pos_weight, mask, grad_output)
     places = (*offsets[:2], shift, shift, shift, shift)
+    operands = [operand(memory, tensor, shape, offset) for tensor, offset in zip(tensors, places, strict=True)]
+    if target.dim() < logits.dim():  # class indices
+        operands[1].inner, operands[1].classes = math.prod(shape[2:]), shape[1]
     problem = Problem(
         logits.numel(),
-        *[operand(memory, tensor, shape, offset) for tensor, offset in zip(tensors, places, strict=True)],
+        *operands,
         compute_double=torch.float64 in (logits.dtype, target.dtype),
         out_dtype=CODES[out_dtype],
-        options=Options.of(label_smoothing, ignore_index, gamma, alpha, **family),
+        options=Options.of(label_smoothing, ignore_index, gamma, alpha, ignore_nan=ignore_nan, **family),
     )
-    if mean and count is None and (mask is not None or ignore_index is not None):
-        count = run(module, Output.Count, logits, target, mask=mask, ignore_index=ignore_index).sum
+    if mean and count is None and (mask is not None or ignore_index is not None or ignore_nan):
+        counted = {"mask": mask, "ignore_index": ignore_index, "ignore_nan": ignore_nan}
+        count = run(module, Output.Count, logits, target, **counted).sum
     divisor = logits.numel() if mean and count is None else 1
     problem.scale = 1 / divisor
     launch = Launch(divisor=divisor, result_dtype=CODES[result_dtype])
@@ -301,24 +309,26 @@ def ordered_sum(partials: np.ndarray) -> float:
 
 
 def on_cpu(output, logits, target, weight=None, pos_weight=None, mask=None, grad_output=None, mean=False,
-           label_smoothing=0.0, ignore_index=None, gamma=None, alpha=None, **others) -> Result:  # fmt: skip
+           label_smoothing=0.0, ignore_index=None, gamma=None, alpha=None, ignore_nan=False,
+           **others) -> Result:  # fmt: skip
     """The same from the CPU kernels, sums in fp64."""
     ops, result = torch.ops.fused_logistic, Result()
     shared = (logits, target, weight, pos_weight, mask)
-    options = (label_smoothing, ignore_index)
-    losses = {"gamma": gamma, "alpha": alpha, **{name: others[name] for name in FAMILY if name in others}}
+    options = label_smoothing, ignore_index
+    last = {"gamma": gamma, "alpha": alpha, "ignore_nan": ignore_nan}
+    last |= {name: others[name] for name in FAMILY if name in others}
     reduction = 1 if mean else 2
     if output == Output.LossSum:
-        result.sum = ops.bce(*loss_arguments(*shared, reduction, *options, torch.float64, **losses))
+        result.sum = ops.bce(*loss_arguments(*shared, reduction, *options, torch.float64, **last))
     elif output == Output.LossSumAndGrad:
         made_for = torch.ones(()) if grad_output is None or grad_output.numel() != 1 else grad_output.reshape(())
-        arguments = loss_arguments(*shared, reduction, *options, torch.float64, **losses)
+        arguments = loss_arguments(*shared, reduction, *options, torch.float64, **last)
         result.sum, result.out = ops.bce_with_grad_for(made_for, *arguments)
     elif output == Output.Loss:
-        result.out = ops.bce(*loss_arguments(*shared, 0, *options, logits.dtype, **losses))
+        result.out = ops.bce(*loss_arguments(*shared, 0, *options, logits.dtype, **last))
     else:
         wrt = output - Output.GradLogits
-        arguments = grad_arguments(*shared, reduction if mean else 0, *options, wrt, **losses)
+        arguments = grad_arguments(*shared, reduction if mean else 0, *options, wrt, **last)
         result.out = ops.bce_backward(grad_output, *arguments)
     return result
 

@@ -72,31 +72,33 @@ def dtensor(mesh, reduction, weights, logits_placement, target_placement):
     return [whole(t.detach()) for t in (loss, *grads)]
 
 
-OPTIONS = ("mask", "mask of one row", "ignored", "both", "nothing left")
+OPTIONS = ("mask", "mask of one row", "ignored", "missing", "both", "nothing left")
 
 
 def selection(options):
-    """(target, mask, ignore_index): of each process's share another number of elements is left."""
+    """(target, the options that leave elements out): of each process's share another number of elements is left."""
     _, y, _, _ = operands("plain")
-    if options in ("ignored", "both"):
-        y[0], y[2, 1], y[4, 2] = -1, -1, -1
+    if options in ("ignored", "missing", "both"):
+        y[0], y[2, 1], y[4, 2] = [torch.nan if options == "missing" else -1] * 3
     mask = None
     if options in ("mask", "both"):
         mask = torch.tensor([[1, 0, 1], [1, 1, 1], [0, 0, 0], [1, 1, 0], [0, 1, 1]]).bool()
-    elif options != "ignored":
+    elif options not in ("ignored", "missing"):
         mask = torch.tensor([True, False, True]) & (options != "nothing left")
-    return y, mask, -1 if options in ("ignored", "both") else None
+    ignore_index = -1 if options in ("ignored", "both") else None
+    return y, {"mask": mask, "ignore_index": ignore_index, "ignore_nan": options == "missing"}
 
 
 def left_out(mesh, loss, options, placement, target_placement):
     """The mean over what remains of sharded logits: of the plain or the focal loss."""
-    z, (y, mask, ignore_index) = operands("plain")[0], selection(options)
+    z, (y, chosen) = operands("plain")[0], selection(options)
     z = distribute_tensor(z, mesh, [PLACEMENTS[placement]]).requires_grad_()
     y = distribute_tensor(y, mesh, [PLACEMENTS[target_placement]])
-    if mask is not None:
-        mask = distribute_tensor(mask, mesh, [PLACEMENTS[placement] if mask.dim() == 2 else Replicate()])
+    if (mask := chosen["mask"]) is not None:
+        of_mask = [PLACEMENTS[placement] if mask.dim() == 2 else Replicate()]
+        chosen["mask"] = distribute_tensor(mask, mesh, of_mask)
     with CommDebugMode() as communication:
-        result = LOSSES[loss](z, y, reduction="mean", mask=mask, ignore_index=ignore_index)
+        result = LOSSES[loss](z, y, reduction="mean", **chosen)
         (grad,) = torch.autograd.grad(result * 3, z)
     assert not result.placements[0].is_shard()
     if placement == target_placement:  # all fits: nothing but the count, a number, goes from one to the other
@@ -115,6 +117,22 @@ def focal(mesh, reduction, logits_placement, target_placement):
     loss = fl.sigmoid_focal_loss(z, y, gamma=1.5, reduction=reduction)
     grads = torch.autograd.grad((loss * loss).sum(), (z, y))
     return [whole(t.detach()) for t in (loss, *grads)]
+
+
+def classes(mesh, reduction, placement, target_placement, ignore_index):
+    """Class indices; where one process has not all classes the logits are gathered, else nothing but the count is."""
+    z, index = operands("plain")[0], torch.tensor([2, 0, -1, 1, 3])
+    z = distribute_tensor(z, mesh, [PLACEMENTS[placement]]).requires_grad_()
+    index = distribute_tensor(index, mesh, [PLACEMENTS[target_placement]])
+    mask = distribute_tensor(torch.tensor([True, False, True]), mesh, [Replicate()]) if ignore_index == 0 else None
+    with CommDebugMode() as communication:
+        loss = fl.binary_cross_entropy_with_logits(
+            z, index, reduction=reduction, ignore_index=ignore_index, mask=mask
+        )  # fmt: skip
+        (grad,) = torch.autograd.grad((loss * loss).sum(), z)
+    if placement == target_placement != "replicate":
+        assert set(communication.get_comm_counts()) <= {torch.ops.c10d_functional.all_reduce}
+    return [whole(loss.detach()), whole(grad)]
 
 
 def raw_ops(mesh, reduction, placement):
@@ -262,6 +280,8 @@ def cases():
         yield ("raw", *case), lambda mesh, rank, case=case: raw_ops(mesh, *case)
     for case in itertools.product(LOSSES, OPTIONS, PLACEMENTS, PLACEMENTS):
         yield ("left out", *case), lambda mesh, rank, case=case: left_out(mesh, *case)
+    for case in itertools.product(("none", "mean", "sum"), PLACEMENTS, ("replicate", "shard 0"), (None, 0)):
+        yield ("classes", *case), lambda mesh, rank, case=case: classes(mesh, *case)
     for case in itertools.product(("none", "mean", "sum"), PLACEMENTS, PLACEMENTS):
         yield ("focal", *case), lambda mesh, rank, case=case: focal(mesh, *case)
     for case in itertools.product(LOSSES, ("none", "mean", "sum"), PLACEMENTS):

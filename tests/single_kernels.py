@@ -85,6 +85,7 @@ def single(
     wanted=(True, True, True),
     label_smoothing=0.0,
     ignore_index=None,
+    ignore_nan=False,
     *,
     offset=0,  # of the input from an aligned address, in elements
     shared=SHARED,
@@ -105,7 +106,7 @@ def single(
         n,
         *operands,
         compute_double=torch.float64 in (input.dtype, target.dtype),
-        options=Options.of(label_smoothing, ignore_index),
+        options=Options.of(label_smoothing, ignore_index, ignore_nan=ignore_nan),
     )
     divisor = n if reduction == ops.MEAN else 1
     loss_problem.scale = 1 / divisor if divisor else float("inf")
@@ -191,7 +192,8 @@ def agree(module, input, linear_weight, linear_bias, target, **options):
              "label_smoothing": 0.0, "ignore_index": None}  # fmt: skip
     given |= {key: value for key, value in options.items() if key in given}
     given["wanted"] = list(given["wanted"])
-    expected = ops.linear_bce_single(input, linear_weight, linear_bias, target, *given.values())
+    last = {"ignore_nan": options.get("ignore_nan", False)}
+    expected = ops.linear_bce_single(input, linear_weight, linear_bias, target, *given.values(), **last)
     for name, a, b in zip(("loss", "grad_input", "grad_weight", "grad_bias"), result, expected, strict=True):
         assert same_bits(a, b), (name, a.flatten()[:5], b.flatten()[:5])
     return plan

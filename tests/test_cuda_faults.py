@@ -131,6 +131,10 @@ FAULTS = {
         # an element
         "mask not looked at": fault("evaluate", "at.mask() != zero", "y == y"),
         "ignored target counted": fault("evaluate", "y != splat<V>(settings.ignore_index)", "y == y"),
+        "class indices of the row before": fault("read_classes", "first + of.inner", "first"),
+        "a class for its neighbour": fault("read_classes", "own + 1 == of.classes", "own == of.classes"),
+        "ignored class counted": fault("read_classes", "index == ignored", "false"),
+        "missing target counted": fault("evaluate", "settings.ignore_nan", "false"),
         "weights exchanged": ("evaluate", [Edit("at.p()", "at.w()"), Edit("at.w()", "at.p()", nth=2)]),
         "smoothing left out": fault("evaluate", "smooth(y, settings.smoothing)", "y"),
         "factors of the unsmoothed target": fault("evaluate", "factors(of, y,", "factors(of, at.y(),"),
@@ -310,6 +314,11 @@ def check_general(module):
         module, logits, target, weight=torch.rand(90, 1) + 1, pos_weight=3 * torch.rand(101) + 1, mask=mask, mean=True,
         label_smoothing=0.1, ignore_index=-100, count=(mask & (target != -100)).sum().double().reshape(1),
     )  # fmt: skip
+    classes = torch.randint(-1, 103, (90,))
+    classes[::3] = 5
+    agree(module, logits, classes, ignore_index=5)
+    missing = torch.where(target == -100, np.nan, torch.rand(shape))
+    agree(module, logits, missing, ignore_nan=True)
     soft = torch.where(target == -100, 2.0, torch.rand(shape))
     agree(module, logits, soft, label_smoothing=0.1, gamma=1.5, alpha=0.25)
     agree(module, logits, torch.rand(shape), weight=torch.rand(90, 1) + 1, mask=mask, gamma=2.0, alpha=0.25)

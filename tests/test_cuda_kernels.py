@@ -224,6 +224,55 @@ def test_smoothing_ignored_targets_and_masks(kernels, dtype, smoothing, ignore_i
         assert count.item() == (kept & (target != ignore_index)).sum() if ignore_index is not None else kept.sum()
 
 
+@pytest.mark.parametrize("general", [False, True], ids=["typed", "general"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_missing_targets(kernels, dtype, general):
+    """NaN, with the other ways to leave elements out and without; with what is NaN beside them."""
+    shape = (90, 101)
+    logits, target = make_logits(shape, dtype), make_target(shape, dtype)
+    missing = torch.rand(shape) < 0.3
+    logits[missing], target[missing] = torch.nan, torch.nan
+    weight = torch.where(missing, torch.nan, 1 + torch.rand(shape)).to(dtype)
+    for options in (
+        {},
+        {"mask": torch.rand(101) < 0.8, "ignore_index": 1, "label_smoothing": 0.1},
+        {"weight": weight, "pos_weight": make_weight("scalar", dtype), "mask": torch.rand(90, 1) < 0.8},
+        {"weight": weight, "gamma": 2.0, "ignore_index": 0},
+    ):
+        options |= {"ignore_nan": True, "general": general}
+        for output in PLAIN_OUTPUTS:
+            result = compare(kernels, output, logits, target, mean=output != Output.Loss, **options)
+            assert result.sum is None or result.sum.isfinite()
+        kept = ~missing if options.get("mask") is None else ~missing & options["mask"]
+        ignored = options.get("ignore_index")
+        kept = kept if ignored is None else kept & (target != ignored)
+        counted = {key: options.get(key) for key in ("mask", "ignore_index", "ignore_nan", "general")}
+        assert run(kernels, Output.Count, logits, target, **counted).sum.item() == kept.sum()
+
+
+@pytest.mark.parametrize("output", [o for o in Output if o not in (Output.Count, Output.GradTarget)], ids=name)
+@pytest.mark.parametrize("index", INTEGERS, ids=name)
+def test_class_indices(kernels, index, output):
+    """The bits of the one-hot target that they stand for; rows without a positive, rows that are left out."""
+    for turn, shape in enumerate([(300, 31), (5, 7, 45), (9, 1), (1, 9000), (3, 4, 2)]):
+        dtype, classes = FLOATS[(turn + INTEGERS.index(index)) % 4], shape[1]
+        logits = make_logits(shape, dtype, turn)
+        low = 0 if index == torch.uint8 else -2
+        target = torch.randint(low, min(classes, 100) + 3, (shape[0], *shape[2:])).to(index)
+        own = torch.arange(classes).view(-1, *(1,) * (len(shape) - 2))
+        hot = (target.unsqueeze(1) == own).to(torch.float32)
+        for ignored in (None, 1):
+            weights = {"weight": 1 + torch.rand(shape), "pos_weight": 1 + torch.rand(shape)}
+            options = {key: w.to(dtype) for key, w in weights.items()} if ignored or output > Output.GradLogits else {}
+            options |= {"gamma": 2.0} if turn == 1 else {"label_smoothing": 0.1} if turn == 2 else {}
+            if output >= Output.GradLogits:
+                options["grad_output"] = make_logits(shape, dtype, seed=9)
+            kept = None if ignored is None else (target.unsqueeze(1) != ignored).expand(shape)
+            result = run(kernels, output, logits, target, ignore_index=ignored, **options)
+            check(result, on_cpu(output, logits, hot, mask=kept, **options))
+            check(result, on_cpu(output, logits, target, ignore_index=ignored, **options))
+
+
 @pytest.mark.parametrize("result", FLOATS, ids=name)
 def test_sums_in_every_type(kernels, result):
     """Rounded once from fp64, by the kernel itself or by the second stage."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cuda_kernels import FLAGS, FLOATS, name, unexecuted
 from ptx import toolchain
-from single_kernels import SMALL, agree, load_single
+from single_kernels import SMALL, agree, load_single, single
 
 from fused_logistic import ops
 
@@ -107,6 +107,17 @@ def test_options(kernels, turn):
     agree(kernels, *arguments, **options, reduction=ops.NONE, wanted=(False,) * 3, dtype=FLOATS[turn % 3])
     agree(kernels, *arguments, **options, count=count, grad_output=torch.tensor([0.3]).to(dtype))
     agree(kernels, *arguments, **options, reduction=ops.NONE, grad_output=torch.randn(rows).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_missing_targets(kernels, dtype):
+    x, w, b, y = layer(20, 5, dtype)
+    y[::3] = torch.nan
+    count = ops.bce_count(y, None, None, True)
+    (loss, *_), _ = single(kernels, x, w, b, y, count=count, ignore_nan=True)
+    assert count.item() == 13 and loss.isfinite()
+    agree(kernels, x, w, b, y, count=count, ignore_nan=True)
+    agree(kernels, x, w, b, y, grad_output=torch.randn(20).to(dtype), reduction=ops.NONE, ignore_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [float32, float16, bfloat16], ids=name)

@@ -72,6 +72,21 @@ def test_operands(kernels, dtype):
         compare(kernels, Output.LossSumAndGrad, logits, target, padding=-columns % 4, **options)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_missing_targets(kernels, dtype):
+    """NaN, dense and sparse."""
+    logits = make_logits((9, 36), dtype)
+    tile, dense = sparse(9, 36, 60, dtype)
+    for where in (tile[0], dense):
+        where[where > 0.6] = torch.nan
+    for options in ({}, {"mask": torch.rand(9, 1) < 0.8, "weight": 1 + torch.rand(1, 36), "ignore_index": 0}):
+        for target in (tile, dense):
+            result = compare(
+                kernels, Output.LossSumAndGrad, logits, target, dense=dense, ignore_nan=True, **options
+            )  # fmt: skip
+            assert not result.out[dense.isnan()].any() and result.sum.isfinite()
+
+
 FAMILY = [
     {},
     {"gamma": 2.0, "alpha": 0.25},

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import fused_logistic as fl
 from fused_logistic import ops, reference
 from tests import distributed_worker as worker
 from tests.conftest import result_of
@@ -67,12 +68,26 @@ def test_raw_ops_of_uneven_shards(reduction, placement, results):
 @pytest.mark.parametrize("loss", worker.LOSSES)
 def test_mean_over_what_remains(loss, options, placement, target_placement, results):
     """Divided by the number of elements that all processes together have left; uneven shards, none of them gathered."""
-    z, (y, mask, ignore_index) = worker.operands("plain")[0].requires_grad_(), worker.selection(options)
-    result = worker.LOSSES[loss](z, y, reduction="mean", mask=mask, ignore_index=ignore_index)
+    z, (y, chosen) = worker.operands("plain")[0].requires_grad_(), worker.selection(options)
+    result = worker.LOSSES[loss](z, y, reduction="mean", **chosen)
     (grad,) = torch.autograd.grad(result * 3, z)
     assert result.isnan().item() == (options == "nothing left")
     for of_rank in result_of(results, "left out", loss, options, placement, target_placement):
         assert_all_same(of_rank, [result.detach(), grad])
+
+
+@pytest.mark.parametrize("ignored", [None, 0])
+@pytest.mark.parametrize("target_placement", ["replicate", "shard 0"])
+@pytest.mark.parametrize("placement", worker.PLACEMENTS)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_class_indices(reduction, placement, target_placement, ignored, results):
+    """An index is of all classes, wherever these are."""
+    z, index = worker.operands("plain")[0].requires_grad_(), torch.tensor([2, 0, -1, 1, 3])
+    mask = torch.tensor([True, False, True]) if ignored == 0 else None
+    loss = fl.binary_cross_entropy_with_logits(z, index, reduction=reduction, ignore_index=ignored, mask=mask)
+    expected = [loss.detach(), *torch.autograd.grad((loss * loss).sum(), z)]
+    for result in result_of(results, "classes", reduction, placement, target_placement, ignored):
+        assert_all_same(result, expected)
 
 
 @pytest.mark.parametrize("target_placement", worker.PLACEMENTS)

@@ -20,8 +20,8 @@ def problem(how, place=None, value=None):
     target = torch.tensor([0.2, 1.0, 0.7, 0.4, 1.0], dtype=torch.double)
     mask = torch.tensor([True, False, True, False, True])
     operands = {"logits": logits, "target": target, "weight": weight, "pos_weight": pos_weight}
-    if how == "ignore_index":
-        target[~mask] = -1
+    if how != "mask":
+        target[~mask] = -1 if how == "ignore_index" else math.nan
     if place is not None:
         operands[place][~mask] = value
     return list(operands.values()), (mask if how == "mask" else None), (-1 if how == "ignore_index" else None)
@@ -29,18 +29,20 @@ def problem(how, place=None, value=None):
 
 CASES = pytest.mark.parametrize(
     "how,place",
-    [(how, place) for how in ("mask", "ignore_index") for place in NAMES if (how, place) != ("ignore_index", "target")],
-)
+    [(how, place) for how in ("mask", "ignore_index", "ignore_nan") for place in NAMES
+     if how == "mask" or place != "target"],
+)  # fmt: skip
 FOCAL = pytest.mark.parametrize("gamma", [None, 1.5], ids=["bce", "focal"])
 
 
 def loss_of(how, reduction, gamma):
     """A scalar function of the four operands."""
     _, mask, ignored = problem(how)
-    enum = REDUCTIONS.index(reduction)
+    enum, missing = REDUCTIONS.index(reduction), how == "ignore_nan"
 
     def loss(z, y, w, p):
-        value = ops.bce(*loss_arguments(z, y, w, p, mask, enum, 0.1, ignored, None, gamma, gamma and 0.25))
+        options = {"gamma": gamma, "alpha": gamma and 0.25, "ignore_nan": missing}
+        value = ops.bce(*loss_arguments(z, y, w, p, mask, enum, 0.1, ignored, **options))
         return (value**2).sum()
 
     return loss
@@ -83,12 +85,12 @@ def test_broadcast_vmap_and_compile(gamma, how, place):
 
     def loss(z, y, w, p, mask=mask):
         tensors = z, y, w, p, mask
-        return ops.bce(*loss_arguments(*tensors, ops.SUM, 0.0, ignored, None, gamma))
+        return ops.bce(*loss_arguments(*tensors, ops.SUM, 0.0, ignored, gamma=gamma, ignore_nan=how == "ignore_nan"))
 
     def sample(z, y, w, p, kept):
         return loss(z[None], y[None], w[None], p[None], None if mask is None else kept[None])
 
-    kept = mask if mask is not None else y != ignored
+    kept = mask if mask is not None else ~y.isnan() if how == "ignore_nan" else y != ignored
     func = torch.func
     grads = func.grad(loss, (0, 1, 2, 3))(z, y, w, p)
     each = func.vmap(func.grad(sample, (0, 1, 2, 3)))(z, y, w, p, kept)

@@ -26,7 +26,7 @@ def base():
     torch.manual_seed(0)
     z, y = 4 * double(ROWS, LABELS) - 2, double(ROWS, LABELS)
     losses = {"weight": double(LABELS), "pos_weight": double(ROWS, 1), "mask": MASK, "reduction": "mean"}
-    losses |= {"label_smoothing": 0.2, "ignore_index": 7}
+    losses |= {"label_smoothing": 0.2, "ignore_index": 7, "ignore_nan": True}
     return {
         fl.binary_cross_entropy_with_logits: {"input": z, "target": y, **losses},
         fl.sigmoid_focal_loss: {
@@ -37,6 +37,7 @@ def base():
             "reduction": "mean",
             "ignore_index": 7,
             "mask": MASK,
+            "ignore_nan": True,
         },
         fl.linear_binary_cross_entropy: {
             "input": 2 * double(ROWS, FEATURES) - 1,

@@ -73,6 +73,7 @@ def run(
     ignore_index=None,
     gamma=None,
     alpha=None,
+    ignore_nan=False,
     first_column=0,  # of a sparse target, which is (values, crow_indices, col_indices)
     losses_dtype=None,
     bias=None,  # the sums that the columns' are added to
@@ -96,7 +97,7 @@ def run(
         logits.numel(),
         compute_double=is_double,
         scale=scale,
-        options=Options.of(label_smoothing, ignore_index, gamma, alpha, **family),
+        options=Options.of(label_smoothing, ignore_index, gamma, alpha, ignore_nan=ignore_nan, **family),
     )
 
     def operand(name, matrix, readonly=True):
@@ -188,18 +189,19 @@ def kernel_name(plan: dict, problem: Problem, sparse: bool) -> str:
 
 
 def on_cpu(output, logits, target, weight=None, pos_weight=None, mask=None, grad_output=None, scale=1.0,
-           label_smoothing=0.0, ignore_index=None, gamma=None, alpha=None, losses_dtype=None, **family):  # fmt: skip
+           label_smoothing=0.0, ignore_index=None, gamma=None, alpha=None, ignore_nan=False,
+           losses_dtype=None, **family):  # fmt: skip
     """The elements of the same by the elementwise ops on the CPU."""
     ops = torch.ops.fused_logistic
     target = target.expand(logits.shape)
     shared, options = (logits, target, weight, pos_weight, mask), (label_smoothing, ignore_index)
-    losses = {"gamma": gamma, "alpha": alpha, **family}
+    last = {"gamma": gamma, "alpha": alpha, "ignore_nan": ignore_nan, **family}
     if output == Output.Loss:
-        return ops.bce(*loss_arguments(*shared, 0, *options, losses_dtype or logits.dtype, **losses))
+        return ops.bce(*loss_arguments(*shared, 0, *options, losses_dtype or logits.dtype, **last))
     dtype = torch.float64 if torch.float64 in (logits.dtype, target.dtype) else torch.float32
     factor = torch.full((), scale, dtype=dtype)
     factor = factor if grad_output is None else factor * grad_output.to(dtype)
-    return ops.bce_backward(factor, *grad_arguments(*shared, 2, *options, 0, **losses))
+    return ops.bce_backward(factor, *grad_arguments(*shared, 2, *options, 0, **last))
 
 
 def finish(module, losses, loss: float, columns, bias):

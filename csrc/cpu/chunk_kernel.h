@@ -157,7 +157,7 @@ FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
 template <Output kOutput, class L, Terms kTerms, class C, class Z, class Y>
 void run_chunks(const Problem& problem, int64_t first, int64_t last, double* partials) {
   // Where Z (or Y) is C, its operand may be of any type and broadcast; where it is a 16-bit type it is read in place.
-  Source<C> target(problem.target, problem.numel, C(0)), logits(problem.logits, problem.numel, C(0));
+  Source<C> target(problem.target, problem.numel, C(0), problem.options), logits(problem.logits, problem.numel, C(0));
   Source<C> grad_output(problem.grad_output, problem.numel, C(1));
   Source<C> pos_weight(problem.pos_weight, has_weights(kTerms) ? problem.numel : 0, C(1));
   Source<C> weight(problem.weight, has_weights(kTerms) ? problem.numel : 0, C(1));
@@ -173,7 +173,7 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   row.linear = linear;
   row.scale = C(problem.scale);
   if (kOutput == Output::kLossSumAndGrad && first < last) row.scale = row.scale * grad_output.row(0, 1)[0];
-  if constexpr (kTerms != Terms::kPlain || !std::is_same_v<L, Bce>) row.settings = settings_of<C>(problem.options);
+  if constexpr (kTerms != Terms::kPlain || !std::is_same_v<L, Bce>) row.settings = settings_of<C>(problem);
   // A sum tells for nothing of infinite weights and of groups that overflow: where it is not finite, the chunk is done again.
   constexpr bool kAsked = has_sum(kOutput) && kOutput != Output::kCount;
   const bool in_place = has_elements(kOutput) && problem.out == problem.logits.data;  // a tile of a layer

@@ -129,7 +129,7 @@ void run_parts(const LinearProblem& problem, int64_t first, int64_t last, Output
   row.out = out;
   row.summands = summands;
   row.scale = C(loss.scale);
-  row.settings = settings_of<C>(loss.options);
+  row.settings = settings_of<C>(loss);
 
   for (int64_t part = first; part < last; ++part) {
     const int64_t part_begin = part * problem.rows_per_part;

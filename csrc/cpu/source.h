@@ -79,7 +79,9 @@ FL_CALLED void write(const C* values, int64_t count, DType dtype, void* out, int
 template <class C>
 class Source {
  public:
-  Source(const Operand& operand, int64_t numel, C absent) : operand_(operand) {
+  // options: of a target, whose class indices may be ignored
+  Source(const Operand& operand, int64_t numel, C absent, const Options& options = {})
+      : operand_(operand), has_ignored_(options.has_ignore_index), ignored_(options.ignore_index) {
     if (numel > 0) prepare(numel, absent);  // else no row is asked for
   }
 
@@ -92,6 +94,8 @@ class Source {
         return static_cast<const C*>(operand_.data) + begin;
       case Kind::kTiled:
         return buffer_ + begin % operand_.size;
+      case Kind::kClasses:
+        return read_classes(begin, count);
       default:
         return read_row(begin, count);
     }
@@ -105,6 +109,8 @@ class Source {
       kind_ = Kind::kConstant;
     } else if (is_full(operand_, numel) && operand_.dtype == kDType<C>) {
       kind_ = Kind::kInPlace;
+    } else if (operand_.classes > 0) {
+      kind_ = Kind::kClasses;
     } else if (operand_.inner == 1 && operand_.size <= kLanes) {
       read(operand_, 0, operand_.size, buffer_);
       for (int64_t i = operand_.size; i < 2 * kLanes; ++i) buffer_[i] = buffer_[i - operand_.size];
@@ -132,8 +138,41 @@ class Source {
     return buffer_;
   }
 
-  enum class Kind { kConstant, kInPlace, kTiled, kRead };
+  // Row by row, as all else here: there is no more of the classes' matrix than this.
+  FL_CALLED const C* read_classes(int64_t begin, int64_t count) {
+    const int64_t inner = operand_.inner, classes = operand_.classes;
+    const C nan = C(__builtin_nan(""));
+    const auto is_ignored = [&](int64_t index) { return has_ignored_ && index == ignored_; };
+    int64_t indices[kLanes];
+    if (inner == 1) {  // the classes side by side, of which one at most is not 0
+      const int64_t first = begin / classes, number = (begin + count - 1) / classes - first + 1;
+      read(operand_, first, number, indices);
+      for (int64_t i = 0; i < count; ++i) buffer_[i] = 0;
+      for (int64_t k = 0; k < number; ++k) {
+        const int64_t start = (first + k) * classes - begin, index = indices[k];
+        if (is_ignored(index)) {
+          const int64_t end = start + classes < count ? start + classes : count;
+          for (int64_t i = start < 0 ? 0 : start; i < end; ++i) buffer_[i] = nan;
+        } else if (index >= 0 && index < classes && start + index >= 0 && start + index < count) {
+          buffer_[start + index] = 1;
+        }
+      }
+      return buffer_;
+    }
+    int64_t run = inner - begin % inner, group = begin / inner;
+    for (int64_t done = 0; done < count; run = inner, ++group) {
+      const int64_t n = run < count - done ? run : count - done, own = group % classes;
+      read(operand_, group / classes * inner + inner - run, n, indices);
+      for (int64_t k = 0; k < n; ++k) buffer_[done + k] = is_ignored(indices[k]) ? nan : C(indices[k] == own);
+      done += n;
+    }
+    return buffer_;
+  }
+
+  enum class Kind { kConstant, kInPlace, kClasses, kTiled, kRead };
   const Operand operand_;
+  const bool has_ignored_;
+  const int64_t ignored_;
   Kind kind_ = Kind::kConstant;
   alignas(64) C buffer_[2 * kLanes];
 };

@@ -104,6 +104,7 @@ FL_DEVICE void store_some(T* data, int count, const C (&values)[N]) {
 template <class... T>
 struct Types {};
 using FloatingTypes = Types<double, float, Half, BFloat16>;
+using IntegerTypes = Types<uint8_t, int8_t, int16_t, int32_t, int64_t>;
 using AnyTypes = Types<double, float, Half, BFloat16, uint8_t, int8_t, int16_t, int32_t, int64_t>;
 
 // Calls f with a pointer of the operand's type; Data: void or const void.
@@ -183,5 +184,28 @@ struct Source {
     });
   }
 };
+
+// Targets i .. i + count - 1 of class indices.
+template <class C, int N>
+FL_DEVICE void read_classes(const Problem& problem, const Layout& layout, bool fits, int64_t i, int count,
+                            C (&out)[N]) {
+  const Operand& of = problem.target;
+  const bool has_ignored = problem.options.has_ignore_index;
+  const int64_t ignored = problem.options.ignore_index;
+  const int64_t group = divide<false>(i, of.inner, layout.by_inner, fits);
+  const int64_t outer = divide<false>(group, of.classes, layout.by_size, fits);
+  int64_t rest = i - group * of.inner, own = group - outer * of.classes, first = outer * of.inner;
+  with_type(IntegerTypes{}, of.dtype, of.data, [&](auto* data) {
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const int64_t index = k < count ? int64_t(data[first + rest]) : 0;
+      out[k] = has_ignored && index == ignored ? C(__builtin_nan("")) : C(index == own);
+      const bool next_class = ++rest == of.inner, next_group = next_class && own + 1 == of.classes;
+      rest = next_class ? 0 : rest;
+      own = next_group ? 0 : next_class ? own + 1 : own;
+      first = next_group ? first + of.inner : first;
+    }
+  });
+}
 
 }  // namespace fused_logistic

@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, (shape<kOutput, L, kTerms, T>().bloc
   const auto mask = Source<C, typename T::Mask, kTyped>::make(problem.mask, C(1));
   C scale = C(launch.count != nullptr ? 1 / *launch.count : problem.scale);
   if constexpr (kOutput == Output::kLossSumAndGrad) scale = scale * grad_output.value;
-  const Settings<C> settings = settings_of<C>(problem.options);
+  const Settings<C> settings = settings_of<C>(problem);
 
   const int64_t chunk = blockIdx.x, begin = chunk * kChunk + int64_t(threadIdx.x) * N, next = (chunk + 1) * kChunk;
   const int64_t end = next < problem.numel ? next : problem.numel;
@@ -174,11 +174,13 @@ __global__ void __launch_bounds__(kThreads, (shape<kOutput, L, kTerms, T>().bloc
       });
     };
     if constexpr (kOutput != Output::kCount) load(typename T::Logits{}, problem.logits, of.z);
-    if (kOutput == Output::kCount && !problem.options.has_ignore_index) {
+    if (kOutput == Output::kCount && !leaves_out(problem.options)) {
 #pragma unroll
       for (int k = 0; k < N; ++k) of.y[k] = 0;
     } else if constexpr (kTyped) {
       load(typename T::Target{}, problem.target, of.y);
+    } else if (problem.target.classes > 0) {
+      read_classes(problem, launch.layouts.target, fits, i, count, of.y);
     } else {
       target.template read<kWhole>(problem.target, launch.layouts.target, fits, i, count, of.y);
     }

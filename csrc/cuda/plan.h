@@ -69,7 +69,7 @@ inline Layout layout_of(const Operand& operand, int64_t numel) {
   }
   if (fits_division(numel)) {
     layout.by_inner = division_by(operand.inner);
-    layout.by_size = division_by(operand.size);
+    layout.by_size = division_by(operand.classes > 0 ? operand.classes : operand.size);
   }
   return layout;
 }
@@ -100,8 +100,7 @@ inline bool has_typed_kernel(const Problem& problem, Output output) {
     return found(operand) && (is_constant(operand) || type);
   };
   if (output == Output::kCount) {
-    return found(problem.mask) && !problem.compute_double &&
-           (!problem.options.has_ignore_index || full(problem.target));
+    return found(problem.mask) && !problem.compute_double && (!leaves_out(problem.options) || full(problem.target));
   }
   const bool half = size_of(logits) == 2;
   const bool types =

@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kSingleThreads, sizeof(C) == 8 ? 1 : 2) single
     }
   };
   const bool plain = terms_of(loss, output) == Terms::kPlain;
-  const Settings<C> settings = settings_of<C>(loss.options);
+  const Settings<C> settings = settings_of<C>(loss);
   const auto take_losses = [&](int tile) {
     for (int row = t - kDotThreads - kSumThreads; row < rows_of(tile); row += kLossThreads) {
       const int slot = tile & 1;

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kTileThreads, (tile_shape<L, kTerms, T>().bloc
   const C mask = Source<C, typename T::Mask, true>::make(problem.mask, C(1)).value;
   C scale = C(launch.count != nullptr ? 1 / *launch.count : problem.scale);
   if constexpr (kOutput == Output::kLossSumAndGrad) scale = scale * grad_output;
-  const Settings<C> settings = settings_of<C>(problem.options);
+  const Settings<C> settings = settings_of<C>(problem);
 
   const int t = int(threadIdx.x), width = 1 << launch.shift, strips = kTileThreads >> launch.shift;
   const int64_t row_block = blockIdx.x / launch.column_blocks, column_block = blockIdx.x % launch.column_blocks;
