@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, ops
+from . import checks, divisor, made_for, ops
 from .options import Options
 
 _NUMBERS: Any = (int, float, numbers.Real)  # numpy's are of the last; Dynamo takes the first two
+_DIVISORS: Any = (str, Tensor, *_NUMBERS)
 
 
 def option(op: str, name: str, value: Any) -> float | Tensor:
@@ -79,7 +81,7 @@ def _is_known(value: Tensor) -> bool:
     if type(value) is not Tensor or not value.is_cpu or value.dim() > 0 or torch.compiler.is_compiling():
         return False
     differentiated = (value.requires_grad and torch.is_grad_enabled()) or ops.transformed()
-    return not (differentiated or autograd.recorded())
+    return not (differentiated or made_for.recorded())
 
 
 def _is_constant(value: float) -> bool:
@@ -100,3 +102,38 @@ def beside(value: Any, logits: Any) -> Any:
         dtype = torch.float32 if logits.device.type == "mps" else torch.float64  # which the former has not
         return torch.ones((), dtype=dtype, device=logits.device) * value
     return value
+
+
+def normalizer(op: str, value: Any, reduction: int, logits: Any) -> str | Tensor | None:
+    """What a mean divides by, as :func:`fused_logistic.divisor.of` takes it: a name, None for the default, or what was
+    given as one float64 tensor, differentiable.
+
+    Raises:
+        TypeError: it is neither a string nor a number nor a real tensor.
+        ValueError: it is not a name, not a number > 0 or not one element, or there is no mean to divide.
+        RuntimeError: it is on another device; one without dimensions may be on the CPU.
+    """
+    if isinstance(value, str) and value == divisor.NORMALIZERS[0]:
+        return None
+    if isinstance(value, bool) or not isinstance(value, _DIVISORS):
+        raise TypeError(f"{op}: expected normalizer to be a str, a number or a tensor, got {type(value).__name__}")
+    if isinstance(value, str):
+        if value not in divisor.NORMALIZERS:
+            names = ", ".join(map(repr, divisor.NORMALIZERS))
+            raise ValueError(f"{op}: expected normalizer to be {names}, a number or a tensor, got {value!r}")
+    elif isinstance(value, Tensor):
+        checks.strided(op, "normalizer", value, ValueError)
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{op}: expected normalizer to be real, got {checks.dtype_name(value.dtype)}")
+        if value.numel() != 1:
+            raise ValueError(f"{op}: expected normalizer of one element, got {list(value.shape)}")
+    elif not 0 < value < math.inf:
+        raise ValueError(f"{op}: expected normalizer to be finite and > 0, got {value:g}")
+    if reduction != ops.MEAN:
+        got = "sum" if reduction == ops.SUM else "none"
+        raise ValueError(f"{op}: expected reduction 'mean' with a normalizer, got {got!r}")
+    if isinstance(value, str) or not isinstance(logits, Tensor):
+        return value
+    value = beside(value, logits)
+    checks.same_device(op, "normalizer", value, logits)
+    return value.reshape(()).double()

@@ -11,19 +11,28 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import checks, checks_pairs, composite, composite_pairs, matrices, nested, ops, sharding, sparse, targets
+from . import (
+    checks,
+    checks_pairs,
+    composite,
+    composite_pairs,
+    divisor,
+    matrices,
+    nested,
+    ops,
+    sharding,
+    sparse,
+    targets,
+)
 from .options import LOSS, Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_modes, _pre_dispatched = torch._C._len_torch_dispatch_stack, torch._C._dispatch_tls_is_dispatch_key_included
-_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 _wrapped, _unwrap = torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.unwrap_if_dead
 
 
@@ -38,75 +47,6 @@ def made_early(reduction: int, *wanted: bool) -> bool:
 def handed_out(grad_output: Tensor) -> bool:
     """Whether a backward pass may hand out what the forward pass made: a constant to whatever differentiates it."""
     return not torch.is_grad_enabled() and (torch.compiler.is_compiling() or not ops.transformed(grad_output))
-
-
-def recorded() -> bool:
-    """Whether operations are recorded, by a dispatch mode, make_fx or torch.jit.trace: no value may decide anything."""
-    return bool(_modes() or _pre_dispatched(_PRE_DISPATCH)) or torch._C._get_tracing_state() is not None
-
-
-def known(grad_output: Tensor) -> float | None:
-    """Its value: looked at only where that waits for no device and nothing records it, else None."""
-    if type(grad_output) is not Tensor or not grad_output.is_cpu or torch.compiler.is_compiling() or recorded():
-        return None
-    return grad_output.item()
-
-
-class MadeFor(NamedTuple):
-    """A ``grad_output``: a copy of our own, which nothing changes, and the number where it is known without waiting."""
-
-    tensor: Tensor | None  # as the ops take it: None stands for 1
-    value: float | None
-    age: int = 0  # in backward passes
-
-
-_ONE = MadeFor(None, 1)
-# What was last, by what _kind tells of a loss; the oldest are forgotten. Empty where only 1 was known to be.
-_last: dict[tuple[Any, ...], MadeFor] = {}
-_MOST = 256
-_RENEWED = 16  # backward passes, where nobody knows whether it is another number: on a GPU a copy is a launch
-_forgetting = threading.Lock()
-
-
-def _kind(logits: Tensor, reduction: int, dtype: torch.dtype) -> tuple[Any, ...] | None:
-    """Losses among which ``grad_output`` is expected to stay what it is; None: of this one 1 is expected.
-
-    By stream, in whose order the copies are written and read. Not while a CUDA graph is captured: a replay would write
-    into the copies that were made then.
-    """
-    if type(logits) not in _PLAIN or recorded():
-        return None
-    stream = 0
-    if logits.is_cuda:
-        if torch.cuda.is_current_stream_capturing():
-            return None
-        stream = torch._C._cuda_getCurrentRawStream(logits.get_device())
-    elif not logits.is_cpu:
-        return None
-    return logits.device, stream, reduction, dtype, logits.numel()
-
-
-def _expected(logits: Tensor, reduction: int, dtype: torch.dtype) -> MadeFor:
-    """What to make the gradient for."""
-    kind = _kind(logits, reduction, dtype) if _last else None
-    return _ONE if kind is None else _last.get(kind, _ONE)
-
-
-def _remember(kind: tuple[Any, ...] | None, grad_output: Tensor, value: float | None) -> None:
-    if kind is None or type(grad_output) is not Tensor:
-        return
-    if value == 1:
-        _last.pop(kind, None)
-    elif value is None or (value != 0 and not math.isnan(value)):  # those two are never recognised
-        last = _last.get(kind, _ONE)
-        if value is None and last is not _ONE and last.age + 1 < _RENEWED:
-            _last[kind] = last._replace(age=last.age + 1)
-        else:  # its owner may change a tensor in ways that no version tells
-            _last[kind] = MadeFor(grad_output.detach().clone(), value)
-    if len(_last) > _MOST:
-        with _forgetting:
-            while len(_last) > _MOST:
-                _last.pop(list(_last)[0], None)
 
 
 def loss_dtype(input: Tensor, target: Tensor, promotes: bool = False) -> torch.dtype:
@@ -132,16 +72,16 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
 
     @staticmethod
     def covers(args: Sequence[Any]) -> bool:
-        """Whether what requires a gradient gets one: always."""
-        return True
+        """Whether what requires a gradient gets one: always, but for the count."""
+        return args[5] is None or not args[5].requires_grad
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         ctx.save_for_backward(*args[:6])
         ctx.reduction, ctx.dtype, ctx.options = args[6], args[7], args[8:]
         if made_early(args[6], ctx.needs_input_grad[0]):
-            ctx.made_for = _expected(args[0], args[6], args[7])
-            if ctx.made_for is _ONE:
+            ctx.made_for = made_for.expected(args[0], args[6], args[7])
+            if ctx.made_for is made_for.ONE:
                 loss, ctx.grad_logits = ops.call(ops.bce_with_grad, *args)
             else:
                 loss, ctx.grad_logits = ops.call(ops.bce_with_grad_for, ctx.made_for.tensor, *args)
@@ -157,8 +97,8 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
             # once: its new owner may change it. Taken and replaced in one go, for threads that share the graph
             grads[0], ctx.grad_logits = ctx.grad_logits, None
         if grads[0] is not None:
-            value, made_for = known(grad_output), ctx.made_for
-            is_finished = value is not None and value != 0 and value == made_for.value
+            value, made = made_for.known(grad_output), ctx.made_for
+            is_finished = value is not None and value != 0 and value == made.value
             if is_finished and True not in needed[1:4]:
                 return tuple(grads)  # the operands stay packed: whether they have changed since does not matter
         operands = ctx.saved_tensors
@@ -166,8 +106,8 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
             if needed[0]:
                 grads[0] = ops.bce_backward(grad_output, *operands, ctx.reduction, ops.LOGITS, *ctx.options)
         elif not is_finished:
-            _remember(_kind(operands[0], ctx.reduction, ctx.dtype), grad_output, value)
-            ops.call(ops.bce_backward_, grads[0], grad_output, made_for.tensor, *operands, ctx.reduction, *ctx.options)
+            made_for.remember(made_for.kind_of(operands[0], ctx.reduction, ctx.dtype), grad_output, value)
+            ops.call(ops.bce_backward_, grads[0], grad_output, made.tensor, *operands, ctx.reduction, *ctx.options)
         if True in needed[1:4]:
             for wrt in (ops.TARGET, ops.WEIGHT, ops.POS_WEIGHT):
                 if needed[wrt]:
@@ -189,34 +129,37 @@ def loss(
     reduction: int,
     options: Options,
     promotes: bool = False,
+    normalizer: str | Tensor | None = None,
 ) -> Tensor:
     """The loss of the public functions: of the op or, where a gradient may be asked for, of the Function."""
     plain = type(input) in _PLAIN
     if not plain and nested.is_jagged(input):
-        return _nested_loss(input, target, weight, pos_weight, mask, reduction, options, promotes)
+        return _nested_loss(input, target, weight, pos_weight, mask, reduction, options, promotes, normalizer)
     dtype, count = loss_dtype(input, target, promotes), None
-    if reduction == ops.MEAN and (mask is not None or options.leaves_out):
-        counted = targets.bce_count if torch.compiler.is_exporting() else functools.partial(ops.call, ops.bce_count)
-        count = targets.count(counted, input, target, mask, options)
+    if reduction == ops.MEAN and (mask is not None or options.leaves_out or normalizer is not None):
+        count = divisor.of(normalizer, input.shape, (target, None, None), weight, mask, options)
     if options.has_tensors:
         checks.loss(input, target, weight, pos_weight, mask, count, reduction, *options)
         if options.loss != LOSS:
             return composite.bce(input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
         target, mask = composite.smoothed_target(input, target, mask, options)
         options = Options()
+    apply, operands = _apply, (input, target, weight, pos_weight, mask)
     if not plain and sharding.is_dtensor(input) and reduction != ops.NONE:
-        return sharding.reduced(_apply, input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
-    return _apply(input, target, weight, pos_weight, mask, count, reduction, dtype, *options.given())
+        apply = functools.partial(sharding.reduced, _apply)
+    if count is not None and divisor.is_differentiated(count):
+        return divisor.divided(apply, operands, count, (), dtype, options)
+    return apply(*operands, count, reduction, dtype, *options.given())
 
 
 def _nested_loss(input: Tensor, *rest: Any) -> Tensor:
-    operands, reduction, options, promotes = rest[:4], *rest[4:]
+    operands, reduction, options, *others = rest[:4], *rest[4:]
     names = ("target", "weight", "pos_weight", "mask", *options._fields)
     tensors = dict(zip(names, (*operands, *options), strict=True))
     logits, target, weight, pos_weight, mask, *given = nested.values(options.loss, input, tensors)
-    if targets.are_classes(logits, target):  # of values, whose dimensions are others than the logits' own
+    if targets.are_classes(logits.shape, target):  # of values, whose dimensions are others than the logits' own
         raise NotImplementedError(f"{options.loss}: expected a target of the nested logits' shape, got class indices")
-    result = loss(logits, target, weight, pos_weight, mask, reduction, Options(*given), promotes)
+    result = loss(logits, target, weight, pos_weight, mask, reduction, Options(*given), *others)
     return nested.like(input, result) if reduction == ops.NONE else result
 
 
@@ -258,7 +201,7 @@ class LinearBinaryCrossEntropy(torch.autograd.Function):
     @staticmethod
     def covers(args: Sequence[Any]) -> bool:
         """Whether what requires a gradient gets one."""
-        return not _any_requires_grad(args[3:8])
+        return not _any_requires_grad(args[3:10])
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
@@ -291,9 +234,9 @@ class LinearBinaryCrossEntropy(torch.autograd.Function):
 
 def _scaled(grad: Tensor, grad_output: Tensor) -> Tensor:
     """``grad * grad_output``, where 0 stays 0 whatever grad_output is: it may be of elements that are left out."""
-    if torch.compiler.is_compiling() or recorded():  # nothing in place, and no value is known
+    if torch.compiler.is_compiling() or made_for.recorded():  # nothing in place, and no value is known
         return torch.where(grad == 0, grad, (grad * grad_output).to(grad.dtype))
-    factor = known(grad_output)
+    factor = made_for.known(grad_output)
     if factor == 1:
         return grad
     if factor is not None and math.isfinite(factor):
@@ -314,6 +257,7 @@ def linear_loss(
     reduction: int,
     chunk_bytes: int | None,
     options: Options,
+    normalizer: str | Tensor | None = None,
 ) -> Tensor:
     """The layer's loss: of the op, of the Function or, where anything but the layer is differentiated, composed.
 
@@ -330,18 +274,25 @@ def linear_loss(
     if is_sparse or nested.is_jagged(operands[0]) or is_composed or _is_sharded(operands):
         logits = (sparse if is_sparse else composite).linear_logits(*operands)
         dense = sparse.dense_target(*target, logits.shape[-1])
-        if targets.are_classes(logits, dense):  # the layer takes none, whoever computes it
+        if targets.are_classes(logits.shape, dense):  # the layer takes none, whoever computes it
             raise ValueError(f"{options.layer}: expected target of the logits' shape, got {list(dense.shape)}")
-        return loss(logits, dense, weight, pos_weight, mask, reduction, options).to(dtype)
-    if reduction == ops.MEAN and (mask is not None or options.leaves_out):
-        count = matrices.count(operands[0], operands[1], *target, mask, options.ignore_index, options.ignore_nan)
+        return loss(logits, dense, weight, pos_weight, mask, reduction, options, normalizer=normalizer).to(dtype)
+    if reduction == ops.MEAN and (mask is not None or options.leaves_out or normalizer is not None):
+        shape = *operands[0].shape[:-1], *operands[1].shape[:-1]
+        count = divisor.of(normalizer, shape, target, weight, mask, options)
     if options.has_tensors:
         checks.layer(*operands, *target, weight, pos_weight, mask, count, reduction, chunk_bytes, *options)
         values, mask = composite.smoothed_target(
             operands[0], sparse.dense_target(*target, operands[1].shape[0]), mask, options
         )
         target, options = (values, None, None), Options()
-    args = (*operands, *target, weight, pos_weight, mask, count, reduction, chunk_bytes, dtype, *options)
+    tensors = *operands, *target, weight, pos_weight, mask
+    if count is not None and divisor.is_differentiated(count):
+        return divisor.divided(_apply_layer, tensors, count, (chunk_bytes,), dtype, options)
+    return _apply_layer(*tensors, count, reduction, chunk_bytes, dtype, *options)
+
+
+def _apply_layer(*args: Any) -> Tensor:
     if not _decided_later():
         if not (torch.is_grad_enabled() and _any_requires_grad(args[:8])):
             return ops.call(ops.linear_bce, *args)

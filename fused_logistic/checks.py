@@ -149,7 +149,7 @@ def loss(
     floating(op, "logits", logits)
     strided(op, "logits", logits, NotImplementedError)
     strided(op, "target", target, NotImplementedError, f"; {LAYER} takes sparse targets")
-    if targets.are_classes(logits, target):
+    if targets.are_classes(logits.shape, target):
         dim = targets.class_dim(logits.shape)
         same_shape(op, "target of class indices", target, [*logits.shape[:dim], *logits.shape[dim + 1 :]])
     else:

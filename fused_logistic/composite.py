@@ -158,8 +158,8 @@ def _terms(*operands: Any) -> tuple[_Terms, composite_powers.Power | None]:
     """The terms, and what they are multiplied by."""
     options = operands[-1]
     if options.gamma_neg is not None and options.clip != 0:
-        terms: _Terms = _AsymmetricTerms(*operands)
-        return terms, composite_powers.Asymmetric(terms, options, terms.shifted)
+        shifted = _AsymmetricTerms(*operands)
+        return shifted, composite_powers.Asymmetric(shifted, options, shifted.shifted)
     terms = _Terms(*operands)
     if options.gamma_neg is not None:
         return terms, composite_powers.Asymmetric(terms, options, None)
@@ -229,8 +229,9 @@ def bce_backward(
             result = power.weigh(result)
     result = terms.times(result, grad_output)
     if reduction == ops.MEAN:
-        # where nothing is left, every element is 0 and stays it
-        result = result / (logits.numel() if count is None else count.to(result.dtype).clamp_min(1))
+        divisor = terms.constant(logits.numel() if count is None else count)
+        # what is left out is 0 and stays it, even where nothing is left or what is left in weighs 0
+        result = result / (divisor if terms.kept is None else torch.where(terms.kept, divisor, 1))
     like = (logits, target, weight, pos_weight)[wrt]
     assert like is not None
     return result.to(like.dtype)

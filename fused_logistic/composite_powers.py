@@ -113,7 +113,8 @@ class Quality:
         if options.iou_weighted is not None:
             self.positive = y > 0
             one = terms.constant(1)
-            self.weight = torch.where(self.positive, y if options.iou_weighted else one, terms.constant(options.alpha))
+            alpha = terms.constant(options.alpha)  # type: ignore[arg-type]
+            self.weight = torch.where(self.positive, y if options.iou_weighted else one, alpha)
             self.weight_slope = self.positive & options.iou_weighted
             y = torch.where(self.positive, 0, y)
         z = terms.z

@@ -38,6 +38,14 @@ def _refuse(op: str, names: tuple[str, str], tensors: tuple[Any, ...], options: 
     checks.loss(*tensors, None, ops.SUM, *options)
 
 
+def _loss(
+    op: str, tensors: tuple[Any, ...], reduction: str, options: Options, promotes: bool, normalizer: Any
+) -> Tensor:
+    number = number_of(reduction)
+    args: Any = *tensors, number, options, promotes, arguments.normalizer(op, normalizer, number, tensors[0])
+    return autograd.loss(*args)
+
+
 def computed(
     op: str,
     names: tuple[str, str],
@@ -45,12 +53,14 @@ def computed(
     reduction: str,
     options: Options,
     promotes: bool = False,
+    normalizer: str | Tensor | float = "elements",
 ) -> Tensor:
     """The loss of ``(input, target, weight, pos_weight, mask)``, the first two being called ``names`` in messages."""
+    given = tensors, reduction, options, promotes, normalizer
     if torch.compiler.is_compiling():  # checked without data (registration.py)
-        return autograd.loss(*tensors, number_of(reduction), options, promotes)
+        return _loss(op, *given)
     try:
-        return autograd.loss(*tensors, number_of(reduction), options, promotes)
+        return _loss(op, *given)
     except Exception as error:
         refusal = error
     try:  # whatever went wrong gets its name here, in torch's words; if it has none, it is what it was
@@ -74,6 +84,7 @@ def binary_cross_entropy_with_logits(
     ignore_index: int | None = None,
     mask: Tensor | None = None,
     ignore_nan: bool = False,
+    normalizer: str | Tensor | float = "elements",
 ) -> Tensor:
     r"""Binary cross entropy between ``sigmoid(input)`` and ``target``, fused with the sigmoid.
 
@@ -94,7 +105,7 @@ def binary_cross_entropy_with_logits(
         weight: :math:`w`, of a shape that broadcasts to that of ``input``; or a number.
         size_average: deprecated, see ``reduction``.
         reduce: deprecated, see ``reduction``.
-        reduction: ``"none"``, ``"mean"`` (over all elements, whatever their weight) or ``"sum"``. (As in torch,
+        reduction: ``"none"``, ``"mean"`` (the sum over what ``normalizer`` says) or ``"sum"``. (As in torch,
             ``"elementwise_mean"`` is the mean, with a warning that it is deprecated; so it is wherever we take one.)
         pos_weight: :math:`p`, the weight of positive examples, of a shape that broadcasts to that of ``input``; or a
             number.
@@ -108,6 +119,21 @@ def binary_cross_entropy_with_logits(
         mask: bool, of a shape that broadcasts to that of ``input``; where it is False, as for ``ignore_index``.
         ignore_nan: elements whose target is NaN, a label that is missing, likewise. Targets of a floating dtype alone
             can be.
+        normalizer: what a mean divides the sum of the losses by. ``"elements"``: the number of the elements that are
+            left in, whatever their weight. ``"weights"``: the sum of ``weight`` over them, each as often as it has
+            elements, so that ``weight`` alone makes a weighted mean; the number of elements without ``weight``.
+            ``"positives"``: the number of those whose target (before smoothing) is above 0, at least 1. Or what is
+            given: a tensor of one element, differentiable, or a number > 0. Nothing waits for the device. Where the
+            divisor requires a gradient, the gradient by the logits takes a pass of its own. A tensor's value is not
+            checked: over 0, also a sum of weights, the mean is infinite or NaN, as by torch's division. (In fp32 1 over
+            it is a float32: from 1e-38 to 1e38.) Each process of DDP divides by its own, and DDP averages; for the mean
+            over all processes give the number of all, divided by that of the processes::
+
+                n = (target > 0).sum().float()
+                torch.distributed.all_reduce(n, torch.distributed.ReduceOp.AVG)  # gloo: SUM, and / world_size
+                loss = fl.binary_cross_entropy_with_logits(input, target, normalizer=n.clamp(min=1))
+
+            A DTensor is divided by that of all shards. Under ``vmap`` each sample has its own.
 
     Returns:
         A scalar, or a tensor of the shape of ``input`` for ``reduction="none"``. Its dtype is the target's if that is a
@@ -116,18 +142,21 @@ def binary_cross_entropy_with_logits(
         ``target``, ``weight`` and ``pos_weight`` are differentiable.
 
     Raises:
-        TypeError: an argument is not a tensor, ``mask`` is not of dtype bool, or ``ignore_nan`` is not a bool.
+        TypeError: an argument is not a tensor, ``mask`` is not of dtype bool, ``ignore_nan`` is not a bool, or
+            ``normalizer`` nothing of what is said above.
         ValueError: ``target`` has neither the shape of ``input`` nor that of class indices, ``reduction`` is none of
-            the three, or ``label_smoothing`` is not in [0, 1].
-        RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast, or is on another device.
+            the three, ``label_smoothing`` is not in [0, 1], or ``normalizer`` is another name, not one element or a
+            number that is not above 0, or is given where there is no mean.
+        RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast, or one of them or ``normalizer`` is on
+            another device.
         NotImplementedError: a dtype that is not supported; class indices beside a nested ``input``.
 
     Formula: the chain rule of L(sigma(z)); ``docs/derivation.md`` derives it, line by line of ``csrc/logistic.h``.
     """
-    if has_torch_function_variadic(input, target, weight, pos_weight, mask):
+    if has_torch_function_variadic(input, target, weight, pos_weight, mask, normalizer):
         return handle_torch_function(
             binary_cross_entropy_with_logits,
-            (input, target, weight, pos_weight, mask),
+            (input, target, weight, pos_weight, mask, normalizer),
             input,
             target,
             weight=weight,
@@ -139,6 +168,7 @@ def binary_cross_entropy_with_logits(
             ignore_index=ignore_index,
             mask=mask,
             ignore_nan=ignore_nan,
+            normalizer=normalizer,
         )
     smoothing = 0.0 if label_smoothing is None else arguments.option(LOSS, "label_smoothing", label_smoothing)
     options = Options(
@@ -150,4 +180,5 @@ def binary_cross_entropy_with_logits(
     p = None if pos_weight is None else arguments.beside(pos_weight, input)
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)  # warns that they are deprecated, as torch does
-    return computed(LOSS, ("input", "target"), (input, target, w, p, mask), reduction, options)
+    tensors = input, target, w, p, mask
+    return computed(LOSS, ("input", "target"), tensors, reduction, options, normalizer=normalizer)

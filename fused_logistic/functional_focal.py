@@ -24,6 +24,7 @@ def sigmoid_focal_loss(
     ignore_index: int | None = None,
     mask: Tensor | None = None,
     ignore_nan: bool = False,
+    normalizer: str | Tensor | float = "elements",
 ) -> Tensor:
     r"""Focal loss of ``sigmoid(inputs)``: binary cross entropy that gives less weight to what is classified well.
 
@@ -46,7 +47,7 @@ def sigmoid_focal_loss(
             tensor, likewise. With a tensor that requires a gradient, has dimensions or is not on the CPU, and where
             compiled code sees a number change, the loss is composed of torch's operations: differentiable in the option
             too, slower; the range of a tensor is not checked.
-        reduction: ``"none"``, ``"mean"`` (over all elements) or ``"sum"``.
+        reduction: ``"none"``, ``"mean"`` (over what ``normalizer`` says) or ``"sum"``.
         weight: :math:`w`, of a shape that broadcasts to that of ``inputs``, by which the loss is multiplied; or a
             number.
         pos_weight: :math:`p`, the weight of the positive term, :math:`p\,y \log(1 + e^{-z})`, of a shape that
@@ -56,6 +57,8 @@ def sigmoid_focal_loss(
             classes.
         mask: bool, of a shape that broadcasts to that of ``inputs``; where it is False, as for ``ignore_index``.
         ignore_nan: elements whose target is NaN, a label that is missing, likewise.
+        normalizer: what ``reduction="mean"`` divides by, as for
+            :func:`fused_logistic.binary_cross_entropy_with_logits`; ``"positives"`` is what detectors divide by.
 
     Returns:
         A scalar, or a tensor of the shape of ``inputs`` for ``reduction="none"``. Its dtype is what torch promotes the
@@ -66,17 +69,18 @@ def sigmoid_focal_loss(
     Raises:
         TypeError: an argument is not a tensor, ``mask`` is not of dtype bool, or ``ignore_nan`` is not a bool.
         ValueError: ``targets`` has neither the shape of ``inputs`` nor that of class indices, ``reduction`` is none of
-            the three, ``alpha`` is neither in [0, 1] nor -1, or ``gamma`` is not between 0 and 1e30.
+            the three, ``alpha`` is neither in [0, 1] nor -1, or ``gamma`` is not between 0 and 1e30. ``normalizer``:
+            as there.
         RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast, or an argument is on another device.
         NotImplementedError: a dtype that is not supported.
 
     Formula: Lin, Goyal, Girshick, He and Dollár, "Focal loss for dense object detection" (2017);
     ``csrc/losses.h`` derives its gradient.
     """
-    if has_torch_function_variadic(inputs, targets, weight, pos_weight, mask):
+    if has_torch_function_variadic(inputs, targets, weight, pos_weight, mask, normalizer):
         return handle_torch_function(
             sigmoid_focal_loss,
-            (inputs, targets, weight, pos_weight, mask),
+            (inputs, targets, weight, pos_weight, mask, normalizer),
             inputs,
             targets,
             alpha=alpha,
@@ -87,9 +91,10 @@ def sigmoid_focal_loss(
             ignore_index=ignore_index,
             mask=mask,
             ignore_nan=ignore_nan,
+            normalizer=normalizer,
         )
     options = focal_options(FOCAL, alpha, gamma, ignore_index, ignore_nan)
-    return _computed(FOCAL, inputs, targets, weight, pos_weight, mask, reduction, options)
+    return _computed(FOCAL, inputs, targets, weight, pos_weight, mask, reduction, options, normalizer)
 
 
 def quality_focal_loss(
@@ -103,6 +108,7 @@ def quality_focal_loss(
     ignore_index: int | None = None,
     mask: Tensor | None = None,
     ignore_nan: bool = False,
+    normalizer: str | Tensor | float = "elements",
 ) -> Tensor:
     r"""Quality focal loss of ``sigmoid(inputs)``: the focal loss of soft targets, such as the quality of a box.
 
@@ -125,6 +131,8 @@ def quality_focal_loss(
             ``"mean"`` divides by the number of those that remain.
         mask: bool, of a shape that broadcasts to that of ``inputs``; where it is False, as for ``ignore_index``.
         ignore_nan: elements whose target is NaN, a label that is missing, likewise.
+        normalizer: what ``reduction="mean"`` divides by, as for
+            :func:`fused_logistic.binary_cross_entropy_with_logits`.
 
     Returns:
         A scalar, or a tensor of the shape of ``inputs`` for ``reduction="none"``; dtypes and sums as for
@@ -139,10 +147,11 @@ def quality_focal_loss(
 
     Formula: Li et al., "Generalized Focal Loss" (2020); ``csrc/quality.h`` derives its gradient.
     """
-    if has_torch_function_variadic(inputs, targets, weight, pos_weight, mask):
+    tensors = inputs, targets, weight, pos_weight, mask, normalizer
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
             quality_focal_loss,
-            (inputs, targets, weight, pos_weight, mask),
+            tensors,
             inputs,
             targets,
             beta=beta,
@@ -152,13 +161,14 @@ def quality_focal_loss(
             ignore_index=ignore_index,
             mask=mask,
             ignore_nan=ignore_nan,
+            normalizer=normalizer,
         )
     options = Options(
         ignore_index=arguments.integer(QUALITY, "ignore_index", ignore_index),
         beta=arguments.number(QUALITY, "beta", beta),
         ignore_nan=arguments.flag(QUALITY, "ignore_nan", ignore_nan),
     )
-    return _computed(QUALITY, inputs, targets, weight, pos_weight, mask, reduction, options)
+    return _computed(QUALITY, inputs, targets, weight, pos_weight, mask, reduction, options, normalizer)
 
 
 def varifocal_loss(
@@ -174,6 +184,7 @@ def varifocal_loss(
     ignore_index: int | None = None,
     mask: Tensor | None = None,
     ignore_nan: bool = False,
+    normalizer: str | Tensor | float = "elements",
 ) -> Tensor:
     r"""Varifocal loss of ``sigmoid(inputs)``: a focal loss of negatives, and of positives the loss by their quality.
 
@@ -197,6 +208,8 @@ def varifocal_loss(
             ``"mean"`` divides by the number of those that remain.
         mask: bool, of a shape that broadcasts to that of ``inputs``; where it is False, as for ``ignore_index``.
         ignore_nan: elements whose target is NaN, a label that is missing, likewise.
+        normalizer: what ``reduction="mean"`` divides by, as for
+            :func:`fused_logistic.binary_cross_entropy_with_logits`.
 
     Returns:
         A scalar, or a tensor of the shape of ``inputs`` for ``reduction="none"``; dtypes and sums as for
@@ -211,10 +224,11 @@ def varifocal_loss(
 
     Formula: Zhang, Wang, Dayoub and Sünderhauf, "VarifocalNet" (2021); ``csrc/quality.h`` derives its gradient.
     """
-    if has_torch_function_variadic(inputs, targets, weight, pos_weight, mask):
+    tensors = inputs, targets, weight, pos_weight, mask, normalizer
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
             varifocal_loss,
-            (inputs, targets, weight, pos_weight, mask),
+            tensors,
             inputs,
             targets,
             alpha=alpha,
@@ -226,6 +240,7 @@ def varifocal_loss(
             ignore_index=ignore_index,
             mask=mask,
             ignore_nan=ignore_nan,
+            normalizer=normalizer,
         )
     if not isinstance(iou_weighted, bool):
         raise TypeError(f"{VARIFOCAL}: expected iou_weighted to be a bool, got {type(iou_weighted).__name__}")
@@ -236,7 +251,7 @@ def varifocal_loss(
         iou_weighted=iou_weighted,
         ignore_nan=arguments.flag(VARIFOCAL, "ignore_nan", ignore_nan),
     )
-    return _computed(VARIFOCAL, inputs, targets, weight, pos_weight, mask, reduction, options)
+    return _computed(VARIFOCAL, inputs, targets, weight, pos_weight, mask, reduction, options, normalizer)
 
 
 def asymmetric_loss_with_logits(
@@ -253,6 +268,7 @@ def asymmetric_loss_with_logits(
     ignore_index: int | None = None,
     mask: Tensor | None = None,
     ignore_nan: bool = False,
+    normalizer: str | Tensor | float = "elements",
 ) -> Tensor:
     r"""Asymmetric loss of ``sigmoid(input)``: focal exponents of their own for positives and negatives of many labels.
 
@@ -279,6 +295,8 @@ def asymmetric_loss_with_logits(
             ``"mean"`` divides by the number of those that remain.
         mask: bool, of a shape that broadcasts to that of ``input``; where it is False, as for ``ignore_index``.
         ignore_nan: elements whose target is NaN, a label that is missing, likewise.
+        normalizer: what ``reduction="mean"`` divides by, as for
+            :func:`fused_logistic.binary_cross_entropy_with_logits`.
 
     Returns:
         A scalar, or a tensor of the shape of ``input`` for ``reduction="none"``; dtypes and sums as for
@@ -294,10 +312,11 @@ def asymmetric_loss_with_logits(
     Formula: Ridnik et al., "Asymmetric Loss For Multi-Label Classification" (2020); ``csrc/asymmetric.h`` derives its
     gradient.
     """
-    if has_torch_function_variadic(input, target, weight, pos_weight, mask):
+    tensors = input, target, weight, pos_weight, mask, normalizer
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
             asymmetric_loss_with_logits,
-            (input, target, weight, pos_weight, mask),
+            tensors,
             input,
             target,
             gamma_neg=gamma_neg,
@@ -310,10 +329,11 @@ def asymmetric_loss_with_logits(
             ignore_index=ignore_index,
             mask=mask,
             ignore_nan=ignore_nan,
+            normalizer=normalizer,
         )
     options = asymmetric_options(ASYMMETRIC, gamma_neg, gamma_pos, clip, label_smoothing, ignore_index, ignore_nan)
     names = ("input", "target")
-    return _computed(ASYMMETRIC, input, target, weight, pos_weight, mask, reduction, options, names)
+    return _computed(ASYMMETRIC, input, target, weight, pos_weight, mask, reduction, options, normalizer, names)
 
 
 def asymmetric_options(
@@ -350,8 +370,9 @@ def _computed(
     mask: Tensor | None,
     reduction: str,
     options: Options,
+    normalizer: Any,
     names: tuple[str, str] = ("inputs", "targets"),
 ) -> Tensor:
     w = None if weight is None else arguments.beside(weight, inputs)
     p = None if pos_weight is None else arguments.beside(pos_weight, inputs)
-    return computed(op, names, (inputs, targets, w, p, mask), reduction, options, promotes=True)
+    return computed(op, names, (inputs, targets, w, p, mask), reduction, options, True, normalizer)

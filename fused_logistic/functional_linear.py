@@ -42,13 +42,13 @@ def _parts(
 
 
 def _check(parts: Any, input: Any, linear_weight: Any, linear_bias: Any, target: Any, *others: Any) -> None:
-    weight, pos_weight, mask, _, chunk_bytes, options = others
+    weight, pos_weight, mask, _, _, chunk_bytes, options = others
     rest: tuple[Any, ...] = (weight, pos_weight, mask, None, ops.SUM, chunk_bytes, *options)
     checks.layer(input, linear_weight, linear_bias, *parts, *rest)
 
 
 def _loss(*given: Any) -> Tensor:
-    input, linear_weight, linear_bias, target, weight, pos_weight, mask, reduction, chunk_bytes, options = given
+    input, linear_weight, linear_bias, target, *others, reduction, normalizer, chunk_bytes, options = given
     parts = _parts(options.layer, input, linear_weight, target)
     sparse_input = input.layout != torch.strided and not nested.is_jagged(input)
     if sparse_input:  # no op checks these
@@ -56,8 +56,9 @@ def _loss(*given: Any) -> Tensor:
     has_sparse = sparse_input or parts[1] is not None
     # where nobody compiles, Dynamo stays unimported
     loss = _uncompiled_loss if has_sparse and "torch._dynamo" in sys.modules else autograd.linear_loss
-    layer = input, linear_weight, linear_bias
-    return loss(layer, parts, weight, pos_weight, mask, number_of(reduction), chunk_bytes, options)
+    layer, number = (input, linear_weight, linear_bias), number_of(reduction)
+    args = *others, number, chunk_bytes, options, arguments.normalizer(options.layer, normalizer, number, input)
+    return loss(layer, parts, *args)
 
 
 def computed(
@@ -69,13 +70,14 @@ def computed(
     pos_weight: Any,
     mask: Any,
     reduction: str,
+    normalizer: Any,
     chunk_bytes: int | None,
     options: Options,
 ) -> Tensor:
     """The layer's loss, whichever of the options it is."""
     w = None if weight is None else arguments.beside(weight, input)
     p = None if pos_weight is None else arguments.beside(pos_weight, input)
-    given = input, linear_weight, linear_bias, target, w, p, mask, reduction, chunk_bytes, options
+    given = input, linear_weight, linear_bias, target, w, p, mask, reduction, normalizer, chunk_bytes, options
     if torch.compiler.is_compiling():  # checked without data (registration.py)
         return _loss(*given)
     try:
@@ -107,6 +109,7 @@ def linear_binary_cross_entropy(
     ignore_index: int | None = None,
     label_smoothing: float | Tensor | None = None,
     mask: Tensor | None = None,
+    normalizer: str | Tensor | float = "elements",
     chunk_bytes: int | None = None,
     ignore_nan: bool = False,
 ) -> Tensor:
@@ -135,13 +138,16 @@ def linear_binary_cross_entropy(
         linear_bias: :math:`b`, ``[labels]`` (``[]`` or ``[1]`` where ``linear_weight`` has one dimension).
         weight: weight of the elements' losses; broadcasts to ``[..., labels]``.
         pos_weight: weight of positive examples; broadcasts likewise.
-        reduction: ``"none"``, ``"mean"`` (over all elements, whatever their weight) or ``"sum"``.
+        reduction: ``"none"``, ``"mean"`` (over what ``normalizer`` says) or ``"sum"``.
         ignore_index: elements whose target has this value contribute nothing; ``"mean"`` divides by the number of
             those that remain.
         label_smoothing: in [0, 1], None being 0; the target :math:`y` becomes :math:`y (1 - s) + s / 2`.
         mask: bool; broadcasts to ``[..., labels]``. Where it is False, as for ``ignore_index``, whatever the element's
             target, weight or ``grad_output`` is. A NaN in ``input`` itself reaches the weight's gradient as it does in
             torch, by the product 0 x NaN.
+        normalizer: what ``"mean"`` divides by, as for :func:`fused_logistic.binary_cross_entropy_with_logits`; of a
+            sparse target too. Where it requires a gradient, ``weight`` with ``"weights"`` included, the sum is
+            divided by it, and the gradients are multiplied once more.
         chunk_bytes: how many bytes a tile of the logits may take. None: 8 MiB on the CPU, else 256 MiB. The products
             and the order of the sums depend on it, so results differ by rounding.
         ignore_nan: elements whose target is NaN, a label that is missing, contribute nothing, as for ``ignore_index``.
@@ -162,17 +168,19 @@ def linear_binary_cross_entropy(
     Raises:
         TypeError: an argument is not a tensor, or ``linear_weight`` or ``linear_bias`` is not of the input's dtype, or
             ``mask`` is not of dtype bool, or ``ignore_nan`` is not a bool.
-        ValueError: a shape, layout, ``reduction``, ``label_smoothing`` or ``chunk_bytes`` that does not fit; indices of
-            a sparse target that are out of range (on a GPU, which nobody waits for, an assertion of the device).
+        ValueError: a shape, layout, ``reduction``, ``label_smoothing``, ``normalizer`` or ``chunk_bytes`` that does not
+            fit; indices of a sparse target that are out of range (on a GPU, which nobody waits for, an assertion of the
+            device).
         RuntimeError: ``weight``, ``pos_weight`` or ``mask`` does not broadcast; tensors on different devices.
         NotImplementedError: a dtype that is not supported; a sparse input that requires a gradient.
 
     Formula: the chain rule of L(sigma(x W + b)); ``csrc/logistic.h``, ``docs/derivation.md``.
     """
-    if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight, pos_weight, mask):
+    tensors = input, linear_weight, target, linear_bias, weight, pos_weight, mask, normalizer
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
             linear_binary_cross_entropy,
-            (input, linear_weight, target, linear_bias, weight, pos_weight, mask),
+            tensors,
             input,
             linear_weight,
             target,
@@ -183,6 +191,7 @@ def linear_binary_cross_entropy(
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             mask=mask,
+            normalizer=normalizer,
             chunk_bytes=chunk_bytes,
             ignore_nan=ignore_nan,
         )
@@ -192,6 +201,5 @@ def linear_binary_cross_entropy(
         arguments.integer(LAYER, "ignore_index", ignore_index),
         ignore_nan=arguments.flag(LAYER, "ignore_nan", ignore_nan),
     )
-    return computed(
-        input, linear_weight, target, linear_bias, weight, pos_weight, mask, reduction, chunk_bytes, options
-    )
+    layer = input, linear_weight, target, linear_bias
+    return computed(*layer, weight, pos_weight, mask, reduction, normalizer, chunk_bytes, options)

@@ -27,6 +27,7 @@ def linear_sigmoid_focal_loss(
     mask: Tensor | None = None,
     chunk_bytes: int | None = None,
     ignore_nan: bool = False,
+    normalizer: str | Tensor | float = "elements",
 ) -> Tensor:
     r"""Focal loss of a linear layer, logits and sigmoid included, whose logits are never stored.
 
@@ -48,6 +49,7 @@ def linear_sigmoid_focal_loss(
         mask: bool; broadcasts to ``[..., labels]``; where it is False, as for ``ignore_index``.
         chunk_bytes: how many bytes a tile of the logits may take. None: 8 MiB on the CPU, else 256 MiB.
         ignore_nan: elements whose target is NaN, a label that is missing, contribute nothing.
+        normalizer: what ``"mean"`` divides by, as for :func:`linear_binary_cross_entropy`.
 
     Returns:
         A scalar, or the losses ``[..., labels]`` for ``"none"``; of the target's dtype if that is a floating type, else
@@ -55,10 +57,11 @@ def linear_sigmoid_focal_loss(
 
     Formula: Lin et al. (2017), see :func:`sigmoid_focal_loss`; ``csrc/focal.h``.
     """
-    if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight, pos_weight, mask):
+    tensors = input, linear_weight, target, linear_bias, weight, pos_weight, mask, normalizer
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
             linear_sigmoid_focal_loss,
-            (input, linear_weight, target, linear_bias, weight, pos_weight, mask),
+            tensors,
             input,
             linear_weight,
             target,
@@ -72,10 +75,11 @@ def linear_sigmoid_focal_loss(
             mask=mask,
             chunk_bytes=chunk_bytes,
             ignore_nan=ignore_nan,
+            normalizer=normalizer,
         )
     options = focal_options(_FOCAL, alpha, gamma, ignore_index, ignore_nan)
     layer = input, linear_weight, target, linear_bias
-    return functional_linear.computed(*layer, weight, pos_weight, mask, reduction, chunk_bytes, options)
+    return functional_linear.computed(*layer, weight, pos_weight, mask, reduction, normalizer, chunk_bytes, options)
 
 
 def linear_asymmetric_loss_with_logits(
@@ -95,6 +99,7 @@ def linear_asymmetric_loss_with_logits(
     mask: Tensor | None = None,
     chunk_bytes: int | None = None,
     ignore_nan: bool = False,
+    normalizer: str | Tensor | float = "elements",
 ) -> Tensor:
     r"""Asymmetric loss of a linear layer, logits and sigmoid included, whose logits are never stored.
 
@@ -118,6 +123,7 @@ def linear_asymmetric_loss_with_logits(
         mask: bool; broadcasts to ``[..., labels]``; where it is False, as for ``ignore_index``.
         chunk_bytes: how many bytes a tile of the logits may take. None: 8 MiB on the CPU, else 256 MiB.
         ignore_nan: elements whose target is NaN, a label that is missing, contribute nothing.
+        normalizer: what ``"mean"`` divides by, as for :func:`linear_binary_cross_entropy`.
 
     Returns:
         A scalar, or the losses ``[..., labels]`` for ``"none"``; of the target's dtype if that is a floating type, else
@@ -125,10 +131,11 @@ def linear_asymmetric_loss_with_logits(
 
     Formula: Ridnik et al. (2020), see :func:`asymmetric_loss_with_logits`; ``csrc/asymmetric.h``.
     """
-    if has_torch_function_variadic(input, linear_weight, target, linear_bias, weight, pos_weight, mask):
+    tensors = input, linear_weight, target, linear_bias, weight, pos_weight, mask, normalizer
+    if has_torch_function_variadic(*tensors):
         return handle_torch_function(
             linear_asymmetric_loss_with_logits,
-            (input, linear_weight, target, linear_bias, weight, pos_weight, mask),
+            tensors,
             input,
             linear_weight,
             target,
@@ -144,7 +151,8 @@ def linear_asymmetric_loss_with_logits(
             mask=mask,
             chunk_bytes=chunk_bytes,
             ignore_nan=ignore_nan,
+            normalizer=normalizer,
         )
     options = asymmetric_options(_ASYMMETRIC, gamma_neg, gamma_pos, clip, label_smoothing, ignore_index, ignore_nan)
     layer = input, linear_weight, target, linear_bias
-    return functional_linear.computed(*layer, weight, pos_weight, mask, reduction, chunk_bytes, options)
+    return functional_linear.computed(*layer, weight, pos_weight, mask, reduction, normalizer, chunk_bytes, options)

@@ -1,10 +1,10 @@
-"""The layer as matrices: operands of any leading dimensions as rows, a sparse target as its elements, and the count."""
+"""The layer as matrices: operands of any leading dimensions as rows, a sparse target as its elements."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -153,39 +153,60 @@ class Positives:
         self.column = place - self.row * labels
 
 
-def count(
-    input: Tensor,
-    linear_weight: Tensor,
+class Listed(NamedTuple):
+    """The elements of a sparse target, each place once."""
+
+    value: Tensor
+    row: Tensor
+    column: Tensor
+    exists: Tensor | None  # where nobody waits for the device, some are beyond the last
+
+    def where(self, chosen: Tensor, mask: Tensor | None, shape: Sequence[int]) -> Tensor:
+        """Which of them are chosen, exist, and are not masked out."""
+        if self.exists is not None:
+            chosen = chosen & self.exists
+        return chosen if mask is None else chosen & mask.expand(shape)[self.row, self.column]
+
+
+def listed(values: Tensor, crow_indices: Tensor, col_indices: Tensor, labels: int) -> Listed:
+    if values.is_cpu:
+        positives = Positives(values, crow_indices, col_indices, labels)
+        return Listed(positives.value, positives.row, positives.column, None)
+    value, crow, column = unique(values, crow_indices, col_indices, labels)
+    number = torch.arange(value.numel(), device=value.device)
+    row = (torch.searchsorted(crow, number, right=True) - 1).clamp_max(crow.numel() - 2)
+    return Listed(value, row, column, number < crow[-1])
+
+
+def left_in(
+    shape: Sequence[int],
+    of: Sequence[int],
     target: Tensor,
-    crow_indices: Tensor | None,
-    col_indices: Tensor | None,
+    crow_indices: Tensor,
+    col_indices: Tensor,
     mask: Tensor | None,
     ignore_index: int | None,
     ignore_nan: bool = False,
 ) -> Tensor:
-    """How many elements are neither masked out nor ignored, as float64: what the mean of a layer is divided by."""
-    if crow_indices is None or col_indices is None:
-        return ops.bce_count(target, mask, ignore_index, ignore_nan)
-    shape = input.shape[0], linear_weight.shape[0]
+    """How many elements that are neither masked out nor ignored share each element of an operand of the shape ``of``,
+    ``[rows or 1, labels or 1]``: of ``[1, 1]`` the number of all."""
     if mask is None:
-        every = torch.full((), math.prod(shape), dtype=torch.float64, device=target.device)
+        sharing = math.prod(size for size, own in zip(shape, of, strict=True) if own == 1)
+        every = torch.full(of, sharing, dtype=torch.int64, device=target.device)
     else:
-        mask = mask.expand(shape)
-        every = mask.sum().double()
+        every = mask.expand(shape).sum_to_size(of).long()
     if not targets.leaves_out(target.dtype, ignore_index, ignore_nan):
         return every
-    if target.is_cpu:
-        listed = Positives(target, crow_indices, col_indices, shape[1])
-        value, row, column = listed.value, listed.row, listed.column
-        there = torch.ones_like(value, dtype=torch.bool)
-    else:
-        value, crow, column = unique(target, crow_indices, col_indices, shape[1])
-        number = torch.arange(value.numel(), device=value.device)
-        row = (torch.searchsorted(crow, number, right=True) - 1).clamp_max(shape[0] - 1)
-        there = number < crow[-1]
-    if mask is not None:
-        there = there & mask[row, column]
-    kept = targets.kept(value, there, ignore_index, ignore_nan)
+    elements = listed(target, crow_indices, col_indices, shape[1])
+    kept = targets.kept(elements.value, None, ignore_index, ignore_nan)
     assert kept is not None
     # what is not listed is 0
-    return kept.sum().double() if ignore_index == 0 else every - (there & ~kept).sum()
+    found = elements.where(kept if ignore_index == 0 else ~kept, mask, shape)
+    if math.prod(of) == 1:
+        number = found.sum().reshape(of)
+    else:
+        row, column = (0 if size == 1 else at for size, at in zip(of, (elements.row, elements.column), strict=True))
+        place = torch.zeros_like(elements.row) + row * of[1] + column
+        number = torch.zeros(math.prod(of), dtype=torch.int64, device=target.device)
+        number = number.index_add(0, place, found.long()).reshape(of)
+    return number if ignore_index == 0 else every - number

@@ -41,6 +41,8 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         label_smoothing: in [0, 1]; moves the targets towards 1/2. (A Parameter is learnt, and in the ``state_dict``.)
         ignore_index: elements whose target has this value contribute nothing.
         ignore_nan: nor do those whose target is NaN.
+        normalizer: what ``"mean"`` divides by: ``"elements"``, ``"weights"``, ``"positives"``, a number or a tensor of
+            one element (an attribute, not a buffer: set it anew in each step where it is a count of all processes).
 
     Shape:
         input: any; target: the same, or class indices, ``[rows]`` for ``[rows, classes, ...]``; mask: broadcasts to the
@@ -60,6 +62,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         label_smoothing: float | Tensor | None = None,
         ignore_index: int | None = None,
         ignore_nan: bool = False,
+        normalizer: str | Tensor | float = "elements",
     ) -> None:
         super().__init__(None, size_average, reduce, reduction)
         _set(self, "weight", weight)
@@ -67,6 +70,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
         self.ignore_nan = ignore_nan
+        self.normalizer = normalizer
 
     @torch.jit.ignore
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -80,6 +84,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
             ignore_index=self.ignore_index,
             mask=mask,
             ignore_nan=self.ignore_nan,
+            normalizer=self.normalizer,
         )
 
     def extra_repr(self) -> str:
@@ -91,6 +96,7 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
             label_smoothing=None,
             ignore_index=None,
             ignore_nan=False,
+            normalizer="elements",
         )
 
 
@@ -108,6 +114,8 @@ class AsymmetricLoss(torch.nn.Module):
         label_smoothing: in [0, 1]; moves the targets towards 1/2.
         ignore_index: elements whose target has this value contribute nothing.
         ignore_nan: elements whose target is NaN contribute nothing.
+        normalizer: what ``"mean"`` divides by: ``"elements"``, ``"weights"``, ``"positives"``, a number or a tensor of
+            one element.
 
     Shape:
         input: any; target: the same; mask: broadcasts to it; output: a scalar, or the shape of the input for
@@ -132,6 +140,7 @@ class AsymmetricLoss(torch.nn.Module):
         label_smoothing: float | Tensor | None = None,
         ignore_index: int | None = None,
         ignore_nan: bool = False,
+        normalizer: str | Tensor | float = "elements",
     ) -> None:
         super().__init__()
         self.gamma_neg, self.gamma_pos, self.clip, self.eps = gamma_neg, gamma_pos, clip, eps
@@ -141,6 +150,7 @@ class AsymmetricLoss(torch.nn.Module):
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
         self.ignore_nan = ignore_nan
+        self.normalizer = normalizer
 
     @torch.jit.ignore
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -157,18 +167,22 @@ class AsymmetricLoss(torch.nn.Module):
             ignore_index=self.ignore_index,
             mask=mask,
             ignore_nan=self.ignore_nan,
+            normalizer=self.normalizer,
         )
 
     def extra_repr(self) -> str:
         described = (f"{name}={getattr(self, name)!r}" for name in ("gamma_neg", "gamma_pos", "clip"))
-        options = {
-            "weight": None,
-            "pos_weight": None,
-            "label_smoothing": None,
-            "ignore_index": None,
-            "ignore_nan": False,
-        }
-        return _shown(self, *described, reduction="sum", **options)
+        return _shown(
+            self,
+            *described,
+            reduction="sum",
+            weight=None,
+            pos_weight=None,
+            label_smoothing=None,
+            ignore_index=None,
+            ignore_nan=False,
+            normalizer="elements",
+        )
 
 
 class LinearBCEWithLogitsLoss(torch.nn.Linear):
@@ -188,6 +202,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         pos_weight: the weight of positive examples, likewise (a buffer).
         label_smoothing: in [0, 1]; moves the targets towards 1/2. (A Parameter is learnt, and in the ``state_dict``.)
         ignore_index: elements whose target has this value contribute nothing.
+        normalizer: what ``"mean"`` divides by, as for :class:`BCEWithLogitsLoss`.
         chunk_bytes: how many bytes a tile of the logits may take; None: 8 MiB on the CPU, else 256 MiB.
         ignore_nan: elements whose target is NaN contribute nothing.
         device: of the parameters.
@@ -215,6 +230,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         pos_weight: Tensor | float | None = None,
         label_smoothing: float | Tensor | None = None,
         ignore_index: int | None = None,
+        normalizer: str | Tensor | float = "elements",
         chunk_bytes: int | None = None,
         ignore_nan: bool = False,
         device: torch.device | str | None = None,
@@ -226,6 +242,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         self.reduction = reduction
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
+        self.normalizer = normalizer
         self.chunk_bytes = chunk_bytes
         self.ignore_nan = ignore_nan
 
@@ -244,6 +261,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             mask=mask,
+            normalizer=self.normalizer,
             chunk_bytes=self.chunk_bytes,
             ignore_nan=self.ignore_nan,
         )
@@ -267,6 +285,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
             pos_weight=None,
             label_smoothing=None,
             ignore_index=None,
+            normalizer="elements",
             chunk_bytes=None,
             ignore_nan=False,
         )

@@ -1,9 +1,9 @@
 """The ops in ``torch.ops.fused_logistic``: handles, and how to call their kernels.
 
 ``csrc/ops.cpp`` has the schemas, ``csrc/cpu`` and ``csrc/cuda`` the kernels. The ops of the losses share the operands
-``(logits, target, weight, pos_weight, mask, count)``, ``count`` being the number of elements that a mean is taken over
-(a float64 scalar, from ``bce_count``; None: all of them). The target is of the logits' shape or, of an integer dtype,
-class indices, of that shape without dimension 1 (0, where it is the only one). Every op ends with the options of
+``(logits, target, weight, pos_weight, mask, count)``, ``count`` being what a mean is divided by (a float64 scalar, from
+:mod:`fused_logistic.divisor`; None: the number of elements). The target is of the logits' shape or, of an integer
+dtype, class indices, of that shape without dimension 1 (0, where it is the only one). Every op ends with the options of
 :class:`fused_logistic.options.Options`, in its order and with its defaults, which also say which loss it is.
 
 =======================  =============================================================================================

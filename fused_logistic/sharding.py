@@ -26,6 +26,19 @@ def is_dtensor(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor) and register()
 
 
+def replicated_like(tensor: Any, count: Any) -> Any:
+    """A count, which each process has whole or its part of, as the count of all of them beside a DTensor; beside any
+    other tensor as it is."""
+    if not is_dtensor(tensor):
+        return count
+    from torch.distributed.tensor import DTensor, Replicate
+
+    placements = [Replicate()] * tensor.device_mesh.ndim
+    if is_dtensor(count):
+        return count.redistribute(placements=placements)
+    return DTensor.from_local(count, tensor.device_mesh, placements, run_check=False)
+
+
 def reduced(
     loss: Callable[..., Tensor],
     input: Any,
@@ -43,14 +56,10 @@ def reduced(
     Of elements that are masked out or ignored only their number goes from device to device. What the shards add up is
     rounded to ``dtype`` once, at the end.
     """
-    from torch.distributed.tensor import DTensor, Replicate
-
-    replicated = [Replicate()] * input.device_mesh.ndim
+    if count is None and reduction == ops.MEAN:
+        count = torch.full((), input.numel(), dtype=torch.float64, device=input.device)
     if count is not None:
-        count = count.redistribute(placements=replicated)
-    elif reduction == ops.MEAN:
-        every = torch.full((), input.numel(), dtype=torch.float64, device=input.device)
-        count = DTensor.from_local(every, input.device_mesh, replicated, run_check=False)
+        count = replicated_like(input, count)
     summed = dtype if dtype == torch.float64 else torch.float32
     return loss(input, target, weight, pos_weight, mask, count, reduction, summed, *options).to(dtype)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,9 +52,9 @@ def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None, ign
 # (csrc/problem.h); what is here makes the comparison's result a tensor, for the composition.
 
 
-def are_classes(logits: Tensor, target: Tensor) -> bool:
-    """Whether the target is class indices: of an integer dtype, and a dimension less than the logits."""
-    return are_indices(target.dtype) and target.dim() == logits.dim() - 1
+def are_classes(shape: Sequence[Any], target: Tensor) -> bool:
+    """Whether the target is class indices for logits of that shape: of an integer dtype, and a dimension less."""
+    return are_indices(target.dtype) and target.dim() == len(shape) - 1
 
 
 def are_indices(dtype: torch.dtype) -> bool:
@@ -67,6 +67,12 @@ def class_dim(shape: Sequence[Any]) -> int:
     return min(1, len(shape) - 1)
 
 
+def class_rows(shape: Sequence[Any], target: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor | None:
+    """The mask, without what ignored indices leave out; it broadcasts to the shape."""
+    there = kept(target.unsqueeze(class_dim(shape) - len(shape)), None, ignore_index)
+    return mask if there is None else there if mask is None else there & mask
+
+
 def dense(shape: Sequence[Any], target: Tensor, mask: Tensor | None, options: Options) -> tuple[Any, Any, Options]:
     """(target, mask, options) for logits of that shape, where the target is class indices: the same by a bool target.
 
@@ -74,34 +80,33 @@ def dense(shape: Sequence[Any], target: Tensor, mask: Tensor | None, options: Op
     """
     dim = class_dim(shape)
     last = dim - len(shape)  # from the end, whatever comes first
-    index = target.unsqueeze(last)
-    there = kept(index, None, options.ignore_index)
-    if there is not None:
-        mask = there if mask is None else there & mask
+    index, mask = target.unsqueeze(last), class_rows(shape, target, mask, options.ignore_index)
     classes = torch.arange(shape[dim], device=target.device).view(-1, *(1,) * (-1 - last))
     return index.eq(classes), mask, options._replace(ignore_index=None)
 
 
 def resolved(logits: Tensor, target: Tensor, mask: Tensor | None, options: Options) -> tuple[Any, Any, Options]:
     """(target, mask, options) with a target of the logits' shape, which it is but for class indices."""
-    return dense(logits.shape, target, mask, options) if are_classes(logits, target) else (target, mask, options)
+    return dense(logits.shape, target, mask, options) if are_classes(logits.shape, target) else (target, mask, options)
 
 
-def count(
-    counted: Callable[..., Tensor], logits: Tensor, target: Tensor, mask: Tensor | None, options: Options
-) -> Tensor:
-    """How many of the logits count, by ``counted`` (:func:`bce_count` or the op) where the target is of their shape."""
-    if are_classes(logits, target):
-        return class_count(logits, target, mask, options.ignore_index)
-    return counted(target, mask, options.ignore_index, options.ignore_nan)
-
-
-def class_count(logits: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor:
-    """The same where the target is class indices: the sum of a number for each of them."""
-    dim = class_dim(logits.shape)
-    if mask is None:
-        number = torch.full_like(target, logits.shape[dim], dtype=torch.int64)
-    else:
-        number = mask.expand(logits.shape).sum(dim)
+def class_count(shape: Sequence[int], target: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor:
+    """What :func:`bce_count` is of a target of class indices: the sum of a number for each of them."""
+    dim = class_dim(shape)
+    every = torch.full_like(target, shape[dim], dtype=torch.int64)
+    number = every if mask is None else mask.expand(shape).sum(dim)
     there = kept(target, None, ignore_index)
     return (number if there is None else number * there).sum().double()
+
+
+def class_positives(shape: Sequence[int], target: Tensor, mask: Tensor | None, ignore_index: int | None) -> Tensor:
+    """Which indices name a class, whose element is left in."""
+    dim = class_dim(shape)
+    named = (target >= 0) & (target < shape[dim])
+    there = kept(target, None, ignore_index)
+    if there is not None:
+        named = named & there
+    if mask is not None:
+        index = target.long().clamp(0, shape[dim] - 1).unsqueeze(dim)
+        named = named & mask.expand(shape).gather(dim, index).squeeze(dim)
+    return named

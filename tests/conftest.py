@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fused_logistic import _C, autograd, matrices, ops
+from fused_logistic import _C, autograd, divisor, made_for, ops
 from fused_logistic.options import Options
 
 torch.manual_seed(0)  # for what the tests' modules draw as they are imported; each test seeds again
@@ -37,7 +37,7 @@ def device(request):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-    autograd._last.clear()  # no test sees for which grad_output another one had gradients made
+    made_for._last.clear()  # no test sees for which grad_output another one had gradients made
 
 
 def _count(target, mask, reduction, ignore_index, ignore_nan):
@@ -68,7 +68,8 @@ def layer_arguments(input, linear_weight, linear_bias, target, crow=None, col=No
     """Those of linear_bce; with ``output_mask`` of linear_bce_with_grad or, ``backward``, of linear_bce_backward."""
     dtype, count = dtype or autograd.loss_dtype(input, target), None
     if reduction == ops.MEAN and (mask is not None or ignore_index is not None):
-        count = matrices.count(input, linear_weight, target, crow, col, mask, ignore_index)
+        shape = *input.shape[:-1], *linear_weight.shape[:-1]
+        count = divisor.of(None, shape, (target, crow, col), None, mask, Options(0.0, ignore_index))
     last = (*([] if backward else [dtype]), *([] if output_mask is None else [output_mask]))
     return (input, linear_weight, linear_bias, target, crow, col, weight, pos_weight, mask, count, reduction,
             chunk_bytes, *last, label_smoothing, ignore_index)  # fmt: skip

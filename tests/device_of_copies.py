@@ -15,7 +15,9 @@ from conftest import layer_arguments, loss_arguments
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fused_logistic.autograd import BinaryCrossEntropyWithLogits, LinearBinaryCrossEntropy
+from fused_logistic import ops
+from fused_logistic.autograd import BinaryCrossEntropyWithLogits, LinearBinaryCrossEntropy, linear_loss
+from fused_logistic.options import Options
 
 DEVICE = "copies"
 aten = torch.ops.aten
@@ -165,7 +167,27 @@ def half_layers():
     return count + 2
 
 
+def normalizers():
+    """-> likewise of means over weights and positives; sparse targets, with and without what is ignored."""
+    count = 0
+    crow, col = torch.tensor([0, 2, 3, 3, 6, 6, 9]), torch.tensor([1, 1, 4, 0, 2, 3, 4, 0, 4])
+    x, w, b = (torch.randn(*size, dtype=torch.double) for size in ((6, 3), (5, 3), (5,)))
+    weights = [torch.rand(shape, dtype=torch.double) for shape in ((5,), (6, 1), (6, 5), ())]
+    options = itertools.product(["weights", "positives"], weights, [None, torch.rand(6, 5) < 0.7], [None, 0, 1], [0, 1])
+    for name, weight, mask, ignored, sparse in options:
+        values = torch.rand(9 if sparse else (6, 5), dtype=torch.double).mul(3).floor()
+        indices = (crow, col) if sparse else (None, None)
+
+        def loss(x, w, b, values, crow, col, weight, mask, ignored, name):
+            options = Options(0.0, ignored)
+            return linear_loss((x, w, b), (values, crow, col), weight, None, mask, ops.MEAN, None, options, name)
+
+        compare(loss, [x, w, b], values, *indices, weight, mask, ignored, name)
+        count += 1
+    return count
+
+
 if __name__ == "__main__":
     library = register()
     torch.manual_seed(0)
-    print(f"{losses()} steps of the loss, {layers() + half_layers()} of the layer equal to the CPU's")
+    print(f"{losses()} steps of the loss, {layers() + half_layers() + normalizers()} of the layer equal to the CPU's")

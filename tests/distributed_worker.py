@@ -107,6 +107,35 @@ def left_out(mesh, loss, options, placement, target_placement):
     return [whole(result.detach()), whole(grad)]
 
 
+NORMALIZERS = ("weights", "learnt weights", "positives", "learnt tensor", 2.5)
+DIVIDED = {"label": (3,), "row": (5, 1), "all": SHAPE}  # shapes of the weight
+
+
+def divided(place, normalizer, shape, placement="replicate"):
+    """(loss, gradients) of a mean with a mask and ignored targets; ``place`` puts an operand where it belongs."""
+    z, (y, mask, ignore_index) = operands("plain")[0], selection("both")
+    generator = torch.Generator().manual_seed(4)
+    w = torch.rand(DIVIDED[shape], generator=generator, dtype=torch.double) + 0.1
+    z, y, mask = (place(t, placement) for t in (z, y, mask))
+    w = place(w, placement if shape == "all" else "replicate")
+    leaves, name = [z.requires_grad_()], str(normalizer).removeprefix("learnt ")
+    if name == "tensor":  # the same number on each process
+        leaves.append(torch.tensor(2.5, dtype=torch.double, requires_grad=True))
+    elif normalizer == "learnt weights":
+        leaves.append(w.requires_grad_())
+    divisor = leaves[-1] if name == "tensor" else normalizer if isinstance(normalizer, float) else name
+    loss = fl.binary_cross_entropy_with_logits(z, y, w, mask=mask, ignore_index=ignore_index, normalizer=divisor)
+    return [loss.detach(), *torch.autograd.grad(3 * loss, leaves)]
+
+
+def divided_dtensor(mesh, *case):
+    with CommDebugMode() as communication:
+        results = divided(lambda t, placement: distribute_tensor(t, mesh, [PLACEMENTS[placement]]), *case)
+    # sums go from one to the other, but for distribute_tensor's own broadcast and scatter
+    assert torch.ops.c10d_functional.all_gather_into_tensor not in communication.get_comm_counts()
+    return [whole(t) for t in results]
+
+
 LOSSES = {"bce": fl.binary_cross_entropy_with_logits, "focal": fl.sigmoid_focal_loss}
 
 
@@ -282,6 +311,8 @@ def cases():
         yield ("left out", *case), lambda mesh, rank, case=case: left_out(mesh, *case)
     for case in itertools.product(("none", "mean", "sum"), PLACEMENTS, ("replicate", "shard 0"), (None, 0)):
         yield ("classes", *case), lambda mesh, rank, case=case: classes(mesh, *case)
+    for case in itertools.product(NORMALIZERS, DIVIDED, PLACEMENTS):
+        yield ("divided", *case), lambda mesh, rank, case=case: divided_dtensor(mesh, *case)
     for case in itertools.product(("none", "mean", "sum"), PLACEMENTS, PLACEMENTS):
         yield ("focal", *case), lambda mesh, rank, case=case: focal(mesh, *case)
     for case in itertools.product(LOSSES, ("none", "mean", "sum"), PLACEMENTS):

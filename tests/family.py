@@ -62,8 +62,8 @@ FAMILY = [
 
 
 def exact(member, z, y):
-    """Loss and gradient to 50 digits; for each what an error of one in every step, sigma(z) among them, is multiplied by;
-    and the power."""
+    """Loss and gradient to 50 digits; for each what an error of one in every step, sigma(z) among them, is multiplied
+    by; and the power."""
     with mpmath.workdps(50):
         z, y = mpmath.mpf(float(z)), mpmath.mpf(float(y))
         options = {name: mpmath.mpf(value) for name, value in member.options.items()}

@@ -90,6 +90,16 @@ def test_class_indices(reduction, placement, target_placement, ignored, results)
         assert_all_same(result, expected)
 
 
+@pytest.mark.parametrize("placement", worker.PLACEMENTS)
+@pytest.mark.parametrize("shape", worker.DIVIDED)
+@pytest.mark.parametrize("normalizer", worker.NORMALIZERS)
+def test_what_a_mean_divides_by(normalizer, shape, placement, results):
+    """By the weights and the positives of all processes; learnt ones get their gradient."""
+    expected = worker.divided(lambda tensor, _: tensor, normalizer, shape)
+    for of_rank in result_of(results, "divided", normalizer, shape, placement):
+        assert_all_same(of_rank, expected)
+
+
 @pytest.mark.parametrize("target_placement", worker.PLACEMENTS)
 @pytest.mark.parametrize("placement", worker.PLACEMENTS)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])

@@ -144,7 +144,7 @@ def test_where_sigma_is_the_target(isa):
 
 
 def test_where_a_loss_is_another_one(isa):
-    """No exponent: the plain loss. Quality of hard targets, asymmetric with one exponent and no clip: the focal loss."""
+    """No exponent: the plain loss. Quality of hard targets, asymmetric of one exponent without clip: the focal loss."""
     z, hard, soft = 5 * torch.randn(3_000), torch.rand(3_000).round(), torch.rand(3_000)
     plain = quality(0.0), asymmetric(0.0, 0.0, 0.0)
     for member in plain:

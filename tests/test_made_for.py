@@ -7,7 +7,8 @@ import torch
 from conftest import DTYPES, grad_arguments, loss_arguments, same_bits
 
 import fused_logistic as fl
-from fused_logistic import autograd, ops
+from fused_logistic import made_for as memory
+from fused_logistic import ops
 
 FACTORS = [1.0, 0.3, -2.0, 65536.0, 1e30, 0.0, -0.0, torch.inf, torch.nan]
 
@@ -29,7 +30,7 @@ def forgotten(monkeypatch):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """No number is known on the host: tensors are remembered, and compared where they are."""
-    monkeypatch.setattr(autograd, "known", lambda grad_output: None)
+    monkeypatch.setattr(memory, "known", lambda grad_output: None)
 
 
 def step(logits, target, factor, **options):
@@ -41,7 +42,7 @@ def step(logits, target, factor, **options):
 
 
 def truth(logits, target, factor, **options):
-    autograd._last.clear()
+    memory._last.clear()
     return step(logits, target, factor, **options)
 
 
@@ -75,17 +76,17 @@ def test_one_pass_from_the_second_step_on(forgotten):
             step(logits, target, factor)
             passes.append(len(forgotten))
         assert passes == [1, 0, 0]
-    assert not autograd._last, "1 is what nothing remembers"
+    assert not memory._last, "1 is what nothing remembers"
     for factor in (0.0, torch.nan):
         step(logits, target, factor)
-        assert not autograd._last
+        assert not memory._last
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_kernel_that_looks_gets_what_the_gradient_was_made_for(forgotten):
     """A copy is made at once of the first number, then now and again."""
     logits, target = data(torch.float32)
-    often = autograd._RENEWED
+    often = memory._RENEWED
     for factor in [0.3] * (often + 1) + [0.7] * (2 * often):
         step(logits, target, factor)
     seen = [made_for if made_for is None else round(made_for.item(), 3) for made_for in forgotten]
@@ -153,10 +154,10 @@ def test_a_grad_output_that_its_owner_changes(when):
 
 
 def test_forgets_the_oldest():
-    for n in range(1, autograd._MOST + 50):
+    for n in range(1, memory._MOST + 50):
         step(*data(torch.float32, n), 0.5)
-    assert len(autograd._last) == autograd._MOST
-    assert min(kind[-1] for kind in autograd._last) == 50
+    assert len(memory._last) == memory._MOST
+    assert min(kind[-1] for kind in memory._last) == 50
 
 
 def test_threads_that_forget():
@@ -175,8 +176,8 @@ def test_threads_that_forget():
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong and len(autograd._last) <= autograd._MOST
-    assert all(made_for.tensor.untyped_storage().nbytes() == 4 for made_for in autograd._last.values())
+    assert not wrong and len(memory._last) <= memory._MOST
+    assert all(made_for.tensor.untyped_storage().nbytes() == 4 for made_for in memory._last.values())
 
 
 def test_threads():
@@ -201,7 +202,7 @@ def test_nothing_is_expected_of_what_is_captured():
     """Compiled, recorded or of a subclass: made for 1, whatever this process has seen."""
     logits, target = data(torch.float32)
     expected = truth(logits, target, 0.5)
-    assert autograd._last
+    assert memory._last
     z = logits.clone().requires_grad_()
 
     def traced(z, target):
@@ -211,10 +212,10 @@ def test_nothing_is_expected_of_what_is_captured():
     assert "bce_with_grad_for" not in graph.code
     (torch.compile(traced, backend="aot_eager")(z, target) * 0.5).backward()
     assert same_bits(z.grad, expected)
-    assert autograd._kind(torch.nn.Buffer(logits), 1, torch.float32) is not None
-    assert autograd._kind(torch.empty(3, device="meta"), 1, torch.float32) is None
+    assert memory.kind_of(torch.nn.Buffer(logits), 1, torch.float32) is not None
+    assert memory.kind_of(torch.empty(3, device="meta"), 1, torch.float32) is None
     with torch._subclasses.FakeTensorMode() as mode:
-        assert autograd._kind(mode.from_tensor(logits), 1, torch.float32) is None
+        assert memory.kind_of(mode.from_tensor(logits), 1, torch.float32) is None
 
 
 def test_the_raw_ops():

@@ -26,7 +26,7 @@ def base():
     torch.manual_seed(0)
     z, y = 4 * double(ROWS, LABELS) - 2, double(ROWS, LABELS)
     losses = {"weight": double(LABELS), "pos_weight": double(ROWS, 1), "mask": MASK, "reduction": "mean"}
-    losses |= {"label_smoothing": 0.2, "ignore_index": 7, "ignore_nan": True}
+    losses |= {"label_smoothing": 0.2, "ignore_index": 7, "ignore_nan": True, "normalizer": 3.5}
     return {
         fl.binary_cross_entropy_with_logits: {"input": z, "target": y, **losses},
         fl.sigmoid_focal_loss: {
@@ -38,6 +38,7 @@ def base():
             "ignore_index": 7,
             "mask": MASK,
             "ignore_nan": True,
+            "normalizer": 3.5,
         },
         fl.linear_binary_cross_entropy: {
             "input": 2 * double(ROWS, FEATURES) - 1,
@@ -60,6 +61,7 @@ every_argument = pytest.mark.parametrize("function,name", CASES)
 TENSORS = ("input", "inputs", "target", "targets", "linear_weight", "linear_bias", "weight", "pos_weight", "mask")
 LEFT_OUT = ("input", "target", "inputs", "targets", "weight", "pos_weight")  # may be NaN where an element is left out
 COMPOSED = ("label_smoothing", "alpha", "gamma")
+NUMBERS = ("weight", "pos_weight", "normalizer", *COMPOSED)  # or tensors without dimensions
 
 
 def of(value):
@@ -84,7 +86,7 @@ def truth(function, arguments):
     if function is fl.sigmoid_focal_loss:
         alpha, q = a["alpha"], y * torch.sigmoid(-z) + (1 - y) * torch.sigmoid(z)
         loss = loss * q ** a["gamma"] * (alpha * y + (1 - alpha) * (1 - y))
-    return loss.where(kept, 0).sum() / kept.sum()
+    return loss.where(kept, 0).sum() / a["normalizer"]
 
 
 def assert_right_or_raises(function, arguments, name, run=None):
@@ -132,14 +134,14 @@ def test_the_base(function):
 @every_argument
 def test_a_float(function, name):
     right = assert_right_or_raises(function, with_argument(function, name, 0.75), name)
-    assert right == (name in ("weight", "pos_weight", *COMPOSED))
+    assert right == (name in NUMBERS)
 
 
 @every_argument
 def test_a_tensor_without_dimensions(function, name):
     for value in (torch.tensor(0.75), torch.tensor(0.75, dtype=torch.double), torch.tensor(0.75).bfloat16()):
         right = assert_right_or_raises(function, with_argument(function, name, value), name)
-        assert right == (name in ("weight", "pos_weight", *COMPOSED))
+        assert right == (name in NUMBERS)
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
@@ -147,10 +149,10 @@ def test_a_tensor_without_dimensions(function, name):
 def test_a_tensor_without_dimensions_that_requires_grad(function, name, mode):
     value = torch.tensor(0.75, dtype=torch.double, requires_grad=True)
     run = compiled(function) if mode == "compiled" else None
-    if mode == "compiled" and name not in ("weight", "pos_weight", *COMPOSED):
+    if mode == "compiled" and name not in NUMBERS:
         pytest.skip("no tensor without dimensions: eager says so")
     right = assert_right_or_raises(function, with_argument(function, name, value), name, run)
-    assert right == (name in ("weight", "pos_weight", *COMPOSED))
+    assert right == (name in NUMBERS)
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
