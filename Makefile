@@ -191,9 +191,9 @@ BUILT := $(wildcard fused_logistic/libfused_logistic$(if $(filter 1,$(WITH_CUDA)
 $(STAMPS)/build: $(STAMPS)/dev setup.py pyproject.toml $(SOURCES) $(if $(filter 1,$(WITH_CUDA)),$(STAMPS)/cuda) $(if $(BUILT),,FORCE)
 	@$(PY) -I -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { \
 	  echo "error: the headers of $$($(PY) --version) are missing (Debian and Ubuntu: apt install python3-dev)" >&2; exit 1; }
-	@echo "== building fused_logistic (a minute or two; log: $(BUILD_LOG))"
-	@mkdir -p $(dir $(BUILD_LOG))
-	@$(CUDA_ENV) $(RUN) setup.py build_ext --inplace $(TO_BUILD_LOG)
-	@grep "fused_logistic: building" $(BUILD_LOG)
+	@echo "== building fused_logistic (log: $(BUILD_LOG))"
+	@mkdir -p $(dir $(BUILD_LOG)) && rm -f $(BUILD_LOG).failed
+	@{ $(CUDA_ENV) $(RUN) setup.py build_ext --inplace 2>&1 || touch $(BUILD_LOG).failed; } | tee $(BUILD_LOG) \
+	  | sed -un '/^fused_logistic: /p'; [ ! -e $(BUILD_LOG).failed ] || { tail -n 100 $(BUILD_LOG) >&2; exit 1; }
 	@echo "$(CURDIR)" > "$(SITE)/fused_logistic.pth"
 	@touch $@

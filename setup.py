@@ -5,10 +5,14 @@
 * ``_C``: what Python asks of them beside the ops.
 """
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import setuptools
@@ -123,20 +127,45 @@ def is_made(target: Path, command: list[str], command_file: Path) -> bool:
     return all(os.path.exists(file) and os.path.getmtime(file) < target.stat().st_mtime for file in files)
 
 
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Says what begins, that it is still at work, and how long it took: a compiler is silent for minutes."""
+    start, ended = time.monotonic(), threading.Event()
+
+    def keep_telling() -> None:
+        while not ended.wait(15):
+            print(f"fused_logistic: {what}: {time.monotonic() - start:.0f} s so far", flush=True)
+
+    print(f"fused_logistic: {what}", flush=True)
+    thread = threading.Thread(target=keep_telling, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    print(f"fused_logistic: {what}: done in {time.monotonic() - start:.0f} s", flush=True)
+
+
 class BuildLibraries(BuildExtension):
     def get_ext_filename(self, name: str) -> str:
         if name.rpartition(".")[2].startswith("lib"):  # for any Python: no ABI in its name
             return name.replace(".", "/") + ".so"
         return super().get_ext_filename(name)
 
+    def build_extensions(self) -> None:
+        minutes = "some three minutes on two cores" + (", with CUDA ten" if len(self.extensions) > 2 else "")
+        print(f"fused_logistic: a first build takes {minutes}; a later one compiles what has changed", flush=True)
+        super().build_extensions()
+
     def build_extension(self, extension: setuptools.Extension) -> None:
-        if extension.name == LIBRARY:
+        number = f"{self.extensions.index(extension) + 1} of {len(self.extensions)}"
+        with told(f"compiling {extension.name} ({number}, C++ files: {len(extension.sources)})"):
+            if extension.name != LIBRARY:
+                extension.extra_objects = [self.get_ext_fullpath(LIBRARY)]
+            if extension.name == CUDA_LIBRARY:
+                self._add_cuda(extension)
             super().build_extension(extension)
-            return
-        extension.extra_objects = [self.get_ext_fullpath(LIBRARY)]
-        if extension.name == CUDA_LIBRARY:
-            self._add_cuda(extension)
-        super().build_extension(extension)
 
     def _add_cuda(self, extension: setuptools.Extension) -> None:
         """The kernels; and libtorch_cuda.so as something that is loaded before, whatever torch is here."""
@@ -149,7 +178,8 @@ class BuildLibraries(BuildExtension):
             if not is_made(target, command, command_file):
                 print(" ".join(command), flush=True)
                 command_file.unlink(missing_ok=True)  # what is cut off now is not taken for whole later
-                subprocess.run(command, check=True)
+                with told(f"compiling {source}"):
+                    subprocess.run(command, check=True)
                 command_file.write_text(str(command))
             objects.append(str(target))
         stub = folder / "libtorch_cuda.so"

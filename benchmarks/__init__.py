@@ -12,6 +12,7 @@
 ``results``    the CSV, in Liger-Kernel's columns
 ``report``     where we lose: rivals that are faster, targets that are missed
 ``plot``       pictures from a CSV
+``variants``   the loss with a malloc that keeps its blocks, and with smaller instruction sets
 ``exactness``  the errors against 50-digit references
 ``readme_table``  the tables of README.md from the committed CSV files
 =============  =========================================================================================================

@@ -25,6 +25,19 @@ ELEMENTWISE, FOCAL, LAYER = "binary_cross_entropy_with_logits", "sigmoid_focal_l
 PAIRS = "sigmoid_contrastive_loss"
 # products: the matrix products of a layer alone; plain: our loss without the option that is measured
 LIMITS = ("triad", "read", "products", "plain")
+# What a provider is called wherever it is shown, in this order.
+NAMES = {
+    OURS: "fused_logistic",
+    "plain": "fused_logistic without the option",
+    "eager": "eager torch",
+    "unfused": "sigmoid + BCELoss",
+    "compile": "torch.compile",
+    "scikit-learn": "scikit-learn",
+    "jax": "JAX / optax",
+    "triad": "torch.add(a, b, out=c)",
+    "read": "a.sum()",
+    "products": "the matrix products alone",
+}
 
 
 @dataclass(frozen=True)

@@ -16,23 +16,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from . import report
-from .cases import ELEMENTWISE, FOCAL, LAYER, LIMITS, OURS
-from .results import Row, read, select
+from .cases import ELEMENTWISE, FOCAL, LAYER, LIMITS, NAMES, OURS, PAIRS
+from .results import Row, comparisons, read, select
+from .variants import KEEPS_BLOCKS, SIZES, TABLE, VARIANTS, of_variant
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "performance.md"]
 RESULTS = Path(__file__).resolve().parent / "results"
-HEADERS = {
-    "fused": "fused_logistic",
-    "eager": "eager torch",
-    "unfused": "sigmoid + BCELoss",
-    "compile": "torch.compile",
-    "scikit-learn": "scikit-learn",
-    "jax": "JAX / optax",
-    "triad": "`torch.add(a, b, out=c)`",
-    "read": "`a.sum()`",
-    "products": "the matrix products alone",
-}
+# code as code
+HEADERS = {provider: f"`{name}`" if "(" in name else name for provider, name in NAMES.items()}
 Case = dict[str, Row]
 
 
@@ -77,25 +69,39 @@ def focal(rows: list[Row]) -> str:
 
 
 def headline(rows: list[Row]) -> str:
-    """One sentence on the largest step that all rivals did."""
-    cases = select(rows, kernel=ELEMENTWISE)
-    case = max(cases, key=lambda case: (len(case), case[OURS].x_value))
-    ours = case[OURS].y_value_50
-    rivals = [p for p in present([case]) if case[p].is_rival]
-    ratios = [f"{HEADERS.get(p, p)} {case[p].y_value_50 / ours:.1f} times" for p in rivals]
-    limit = ours / case["triad"].y_value_50
-    return (
-        f"A training step (forward and backward) on {case[OURS].x_value:,} float32 logits takes {duration(ours)}, "
-        f"{limit:.2f} times `torch.add(a, b, out=c)` on the same tensors, which is the memory limit. The others take: "
-        f"{', '.join(ratios)} as long. {machine(rows)}"
-    )
+    """Two sizes as people have them, the larger one in other surroundings too."""
+
+    def label(case: Case) -> str:
+        variant = case[OURS].config.get("variant")
+        exponent = case[OURS].x_value.bit_length() - 1
+        return f"2^{exponent}, {variant}" if variant else f"2^{exponent}"
+
+    found = [case for case in select(rows, kernel=ELEMENTWISE) if case[OURS].x_value in SIZES]
+    found += [case for case in _variants(KEEPS_BLOCKS) if case[OURS].x_value == SIZES[-1]]
+    return times(found, "logits", label, without=("read", "unfused")).replace(" ×", "×")
+
+
+def _variants(name: str) -> list[Case]:
+    return select(of_variant(TABLE, name), kernel=ELEMENTWISE)
+
+
+def variants(rows: list[Row]) -> str:
+    """The sizes of the variants, as they are and in each of them."""
+
+    def label(case: Case) -> str:
+        return f"{elements(case[OURS].x_value)}, {case[OURS].config.get('variant', 'as it is')}"
+
+    cases = [case for case in select(rows, kernel=ELEMENTWISE) if case[OURS].x_value in SIZES]
+    cases += [case for name in VARIANTS for case in _variants(name)]
+    return times(sorted(cases, key=lambda case: case[OURS].x_value), "elements", label)
 
 
 def machine(rows: list[Row]) -> str:
     config = rows[0].config
+    commit = f", commit {config['commit']}" if "commit" in config else ""
     return (
         f"Measured on: {rows[0].gpu_name}, {config['threads']} threads, instruction set {config['isa']}, "
-        f"torch {config['torch']}, {rows[0].timestamp[:10]}."
+        f"torch {config['torch']}, {rows[0].timestamp[:10]}{commit}."
     )
 
 
@@ -113,6 +119,29 @@ def modes(rows: list[Row]) -> str:
     return times(found, "pass", lambda case: f"{case[OURS].kernel_operation_mode}, {elements(case[OURS].x_value)}")
 
 
+def options(rows: list[Row]) -> str:
+    """Each option, float32 and bfloat16 at its largest size."""
+    found: dict[tuple[str, str], Case] = {}
+    for case in comparisons(rows):
+        row = case[OURS]
+        if row.kernel_name.startswith(f"{ELEMENTWISE}, ") and row.metric_name == "speed":
+            key = row.config["dtype"], row.kernel_name
+            found[key] = max(found.get(key, case), case, key=lambda case: case[OURS].x_value)
+    if not found:
+        return "Not measured yet."
+
+    def label(case: Case) -> str:
+        row = case[OURS]
+        return f"{row.kernel_name.partition(', ')[2]}, {row.config['dtype']}, {elements(row.x_value)}"
+
+    return times([found[key] for key in sorted(found, reverse=True)], "option, type, elements", label)
+
+
+def pairs(rows: list[Row]) -> str:
+    cases = select(rows, kernel=PAIRS)
+    return times(cases, "training step of the pairs", lambda case: case[OURS].x_label) if cases else "Not measured yet."
+
+
 def memory(rows: list[Row]) -> str:
     cases = select(rows, metric="memory", kernel=ELEMENTWISE)
     names = present(cases)
@@ -125,7 +154,8 @@ def memory(rows: list[Row]) -> str:
 
 def layer(rows: list[Row]) -> str:
     def label(case: Case) -> str:
-        return case[OURS].x_label
+        row = case[OURS]
+        return row.x_label + (f", {row.x_value:,} rows" if row.x_name == "rows" else "")
 
     cases = select(rows, kernel=LAYER)
     text = times(cases, "training step of the layer", label, without=()) if cases else ""
@@ -155,7 +185,8 @@ def exactness() -> str:
 
 def blocks() -> dict[str, str]:
     rows = read(RESULTS / "cpu.csv")
-    made = {f.__name__: f(rows) for f in (headline, machine, speed, dtypes, modes, memory, layer, focal, losses)}
+    tables = headline, machine, speed, variants, options, dtypes, modes, memory, layer, pairs, focal, losses
+    made = {table.__name__: table(rows) for table in tables}
     return {**made, "exactness": exactness()}
 
 

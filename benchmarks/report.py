@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from .cases import OURS
+from .cases import NAMES, OURS
 from .results import Row, comparisons, read
 
 DEFAULT = Path(__file__).resolve().parent / "results" / "cpu.csv"
@@ -19,6 +19,10 @@ DEFAULT = Path(__file__).resolve().parent / "results" / "cpu.csv"
 
 def _title(row: Row) -> str:
     return f"{row.kernel_name} {row.kernel_operation_mode} {row.config['dtype']} {row.x_name} {row.x_value:,}"
+
+
+def _name(row: Row) -> str:
+    return NAMES.get(row.kernel_provider, row.kernel_provider)
 
 
 def _value(row: Row) -> str:
@@ -34,7 +38,7 @@ def losses(rows: Iterable[Row]) -> list[str]:
             if not rival.is_rival or rival.y_value_50 >= ours.y_value_50:
                 continue
             overlap = " (the quartiles overlap)" if rival.y_value_75 > ours.y_value_25 else ""
-            lines.append(f"{_title(ours)}: {rival.kernel_provider} {_value(rival)}, ours {_value(ours)}{overlap}")
+            lines.append(f"{_title(ours)}: {_name(rival)} {_value(rival)}, ours {_value(ours)}{overlap}")
     return lines
 
 
@@ -54,8 +58,8 @@ def missed_targets(rows: Iterable[Row]) -> tuple[list[str], int]:
             elif row.y_value_50 < target * ours.y_value_50:
                 ratio = row.y_value_50 / ours.y_value_50
                 lines.append(
-                    f"{_title(ours)}: {row.kernel_provider} / ours = {ratio:.2f}, target at least {target:.2f}"
-                    + (f" (ours / {row.kernel_provider} = {1 / ratio:.2f})" if ratio < 1 else "")
+                    f"{_title(ours)}: {_name(row)} / ours = {ratio:.2f}, target at least {target:.2f}"
+                    + (f" (ours / {_name(row)} = {1 / ratio:.2f})" if ratio < 1 else "")
                 )
     return lines, count
 

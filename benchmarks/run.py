@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import gc
 import json
 import platform
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +28,7 @@ import fused_logistic as fl
 from fused_logistic import _C
 
 from . import report, results
-from .cases import OURS, Case, Plan, all_cases
+from .cases import NAMES, OURS, Case, Plan, all_cases
 from .memory import in_subprocess
 from .results import Row
 from .timing import Candidate, Timing, count_launches, interleaved
@@ -45,8 +47,19 @@ def processor(device: str) -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+@functools.cache
+def commit() -> dict[str, str]:
+    """That of the checkout, with a + where files differ from it; nothing where git or its folder is missing."""
+    command = ["git", "describe", "--always", "--abbrev=7", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return {}
+    return {} if done.returncode else {"commit": done.stdout.strip()}
+
+
 def row(case: Case, provider: str, metric: str, unit: str, timing: Timing, **config: object) -> Row:
-    environment = {"torch": torch.__version__, "threads": torch.get_num_threads(), "isa": _C.isa()}
+    environment = {"torch": torch.__version__, "threads": torch.get_num_threads(), "isa": _C.isa(), **commit()}
     return Row(
         kernel_name=case.kernel,
         kernel_provider=provider,
@@ -85,11 +98,10 @@ def timings(case: Case, bar: tqdm) -> Iterator[Row]:
         for provider, candidate in alone.items():
             yield row(case, provider, "launches", "kernels", Timing.of([float(count_launches(candidate))]))
     ours = times[OURS].median
-    rivals = "  ".join(f"{name} {t.median / ours:.2f}" for name, t in times.items() if name != OURS)
+    rivals = ", ".join(f"{NAMES.get(name, name)} {t.median / ours:.2f}" for name, t in times.items() if name != OURS)
     bar.write(
-        f"{case.name:>25} {case.dtype_name:>8} {case.x_value:>11,} {case.x_name:13}  ours {ours * 1e6:11,.1f} us; "
-        "as multiples of it: "
-        f"{rivals}",
+        f"{case.kernel} {case.mode} {case.dtype_name} {case.x_name} {case.x_value:,}: ours {ours * 1e6:,.1f} us; "
+        f"as multiples of it: {rivals}",
         file=sys.stdout,
     )
 
@@ -124,7 +136,8 @@ def main() -> None:
             parser.error(f"--only {options.only}: no such case; there are: " + ", ".join(case.key for case in every))
         print(
             f"{processor(device)}, torch {torch.__version__}, {torch.get_num_threads()} threads, instruction set "
-            f"{_C.isa()}: {len(cases)} cases",
+            f"{_C.isa()}: {len(cases)} cases. torch.add(a, b, out=c), a.sum() and the matrix products alone are no "
+            "rivals: what they take is the least that memory, or the products, allow.",
             flush=True,
         )
         rows: list[Row] = []

@@ -57,10 +57,15 @@ bool same_sizes(const Tensor& a, const Tensor& b) {
   return x.size() == y.size() && std::equal(x.begin(), x.end(), y.begin());
 }
 
+// The dimension of the classes, 1 or the only one, as in torch's cross_entropy.
+int64_t class_dim(const Tensor& logits) { return logits.dim() > 1 ? 1 : 0; }
+
 // Whether a target is of class indices: of an integer dtype, and a dimension less than the logits.
+// Of a single class it is rather labels whose dimension was forgotten, of which 0 would be the positive.
 bool has_class_indices(const Tensor& target, const Tensor& logits) {
   const ScalarType type = target.scalar_type();
-  return !is_floating(type) && type != ScalarType::Bool && target.dim() + 1 == logits.dim();
+  return !is_floating(type) && type != ScalarType::Bool && target.dim() + 1 == logits.dim() &&
+         logits.size(class_dim(logits)) != 1;
 }
 
 }  // namespace
@@ -215,10 +220,10 @@ Operand TensorProblem::operand(const Tensor& tensor) {
   return {owned_.back().const_data_ptr(), dtype, 1, problem.numel};
 }
 
-// Classes are the logits' dimension 1, or their only one, as in torch's cross_entropy. The indices lie as the logits do.
+// The indices lie as the logits do.
 Operand TensorProblem::class_indices(const Tensor& target) {
   require(same_device(target, logits_), op_, "an operand is on another device than the logits");
-  const int64_t dim = logits_.dim() > 1 ? 1 : 0;
+  const int64_t dim = class_dim(logits_);
   std::vector<int64_t> order;  // the target's dimensions, in that of the logits' memory
   int64_t inner = 1;
   for (int64_t i = 0; i < logits_.dim(); ++i) {

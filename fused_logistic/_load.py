@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+LIBRARY = "libfused_logistic.so"
 OLDEST_TORCH = (2, 11)  # setup.py names it as TORCH_TARGET_VERSION
-_BUILD = "pip install --no-build-isolation {}--no-deps .  (-e . for an editable install; in make's .venv: make build)"
-_REBUILD = "Rebuild it, in a checkout:  " + _BUILD.format("--force-reinstall ")
+_REBUILD = (
+    "Rebuild it, in a checkout:  pip install --no-build-isolation --force-reinstall --no-deps .  (-e . for an editable "
+    "install; in make's .venv: make build), and start Python in another folder (but for an editable install)."
+)
+
+
+def _not_built() -> str:
+    """What to do where there is no library: a checkout hides the package that was installed from it."""
+    for distribution in distributions(name="fused_logistic"):
+        installed = Path(str(distribution.locate_file("fused_logistic")))
+        if installed != FOLDER and (installed / LIBRARY).exists():
+            return (
+                f"It hides the package that is installed in {installed.parent}: leave the folder {FOLDER.parent} "
+                "(cd ..) and start Python elsewhere."
+            )
+    return (
+        f"Build it in place, in {FOLDER.parent}:  pip install --no-build-isolation --no-deps -e .  (in make's .venv: "
+        "make build). Or install it, without -e, and start Python in another folder, for this one would hide it."
+    )
 
 
 def load() -> None:
@@ -27,11 +46,10 @@ def load() -> None:
             f"fused_logistic: torch {torch.__version__} is installed, and {oldest} or newer is needed. Run:\n"
             f"pip install --upgrade 'torch>={oldest}'"
         )
-    library, cuda = FOLDER / "libfused_logistic.so", FOLDER / "libfused_logistic_cuda.so"
+    library, cuda = FOLDER / LIBRARY, FOLDER / "libfused_logistic_cuda.so"
     if not library.exists() or find_spec(f"{__package__}._C") is None:
         raise ImportError(
-            f"fused_logistic: there is no compiled library in {FOLDER}. In a source tree that is not "
-            f"built, start Python elsewhere, or build it:  {_BUILD.format('')}"
+            f"fused_logistic: there is no compiled library in {FOLDER}, a source tree that is not built. {_not_built()}"
         )
     try:
         torch.ops.load_library(str(library))

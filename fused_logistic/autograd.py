@@ -23,6 +23,7 @@ from . import (
     composite,
     composite_pairs,
     divisor,
+    made_for,
     matrices,
     nested,
     ops,

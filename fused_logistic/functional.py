@@ -101,7 +101,8 @@ def binary_cross_entropy_with_logits(
             ``input`` without dimension 1, that of the classes (``[]`` for an ``input`` of one dimension), as torch's
             ``cross_entropy`` takes them. :math:`y` is 1 for the class that the index names, else 0; an index that names
             none, below 0 or from the number of classes on (as detectors number the background), has no positive.
-            So of one class, 0 names it and 1 does not. The matrix of these :math:`y` is never in memory.
+            There are two classes at least: of one, 0 would be the positive, and whoever forgot a dimension would not
+            notice. The matrix of these :math:`y` is never in memory.
         weight: :math:`w`, of a shape that broadcasts to that of ``input``; or a number.
         size_average: deprecated, see ``reduction``.
         reduce: deprecated, see ``reduction``.

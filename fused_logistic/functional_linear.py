@@ -116,9 +116,9 @@ def linear_binary_cross_entropy(
     r"""Binary cross entropy of a linear layer, logits and sigmoid included: the chain rule from the loss back to it.
 
     Equivalent to ``binary_cross_entropy_with_logits(F.linear(input, linear_weight, linear_bias), target, ...)``, but
-    the logits are never stored: with one label, a single pass over ``input`` makes the loss and all gradients; with
-    many, a tile of the logits at a time goes through the matrix products of torch. For ``"mean"`` and ``"sum"`` the
-    forward pass finishes the gradients that are needed:
+    the logits are never stored: with one label, one walk over ``input`` makes the loss and all gradients, each row
+    being read from memory once and from the cache once more; with many, a tile of the logits at a time goes through the
+    matrix products of torch. For ``"mean"`` and ``"sum"`` the forward pass finishes the gradients that are needed:
 
     .. math:: z = x W^T + b, \quad G = \partial\ell/\partial z, \qquad
               \partial\ell/\partial W = G^T x, \quad \partial\ell/\partial b = \textstyle\sum_n G_n, \quad

@@ -27,6 +27,7 @@ _KNOWN = (
     (float("inf"), 1.0, 0.0, 0.0),
 )
 _TOLERANCE = 2e-7  # relative, in fp32: 3 ulp are 1.8e-7
+_COMPOSED = "composed of torch's operations, right and slower"
 
 
 def _lines() -> Iterator[tuple[str, str]]:
@@ -42,8 +43,9 @@ def _lines() -> Iterator[tuple[str, str]]:
     for key in ("CPU", "CUDA"):
         registered = torch._C._dispatch_get_registrations_for_dispatch_key(key)
         own = sorted(op.split("::")[1] for op in registered if op.startswith("fused_logistic::"))
-        yield f"ops on {key}", f"kernels of {', '.join(own)} for {dtypes}" if own else "composed of torch's (slower)"
-    yield "other devices", "composed of torch's (slower)"
+        without = "; this torch has no CUDA" if key == "CUDA" and torch.version.cuda is None else ""
+        yield f"ops on {key}", f"kernels of {', '.join(own)} for {dtypes}" if own else _COMPOSED + without
+    yield "other devices", _COMPOSED
     for name in _VARIABLES:
         if name in os.environ:
             yield name, os.environ[name]

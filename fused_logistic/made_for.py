@@ -1,4 +1,4 @@
-"""For which ``grad_output`` the forward pass makes gradients: for the one that a backward pass of such a loss got last."""
+"""For which ``grad_output`` the forward pass makes gradients: the one that a backward pass of such a loss got last."""
 
 from __future__ import annotations
 

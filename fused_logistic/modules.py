@@ -2,6 +2,8 @@
 
 # Annotations are evaluated here: torch.jit.script reads those of every module that a model owns.
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,15 @@ def _set(module: torch.nn.Module, name: str, value: Tensor | float | None, persi
     else:
         module._buffers.pop(name, None)
         setattr(module, name, float(value))
+
+
+def _logit(probability: float) -> float:
+    """log(p / (1 - p)), with all digits at both ends and around 1/2, where the logarithm of the quotient has few."""
+    if probability in (0.0, 1.0):
+        return math.copysign(math.inf, probability - 0.5)
+    if probability < 0.25:
+        return math.log(probability) - math.log1p(-probability)
+    return 2.0 * math.atanh(2.0 * probability - 1.0)  # whose argument is exact
 
 
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
@@ -190,7 +201,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
 
     A :class:`torch.nn.Linear` (same parameters, initialisation and ``state_dict``, which is interchangeable) that is
     called with the target: ``loss = head(input, target)``. Without one it is the linear layer: ``head(input)`` are the
-    logits. The buffers of the loss are not part of the ``state_dict``.
+    logits, in a :class:`torch.nn.Sequential` too. The buffers of the loss are not part of the ``state_dict``.
 
     Args:
         in_features: number of features.
@@ -210,10 +221,14 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
 
     Shape:
         input: ``[..., in_features]``, or sparse ``[rows, in_features]``; target: ``[..., num_labels]``, or sparse
-        ``[rows, num_labels]``; mask: broadcasts to ``[..., num_labels]``; output: a scalar, or ``[..., num_labels]``
-        for ``reduction="none"`` and without target.
+        ``[rows, num_labels]``; mask and weight of the call: broadcast to ``[..., num_labels]``; output: a scalar, or
+        ``[..., num_labels]`` for ``reduction="none"`` and without target. With one label the target may be ``[...]``:
+        then all that is ``[..., num_labels]`` beside a target is ``[...]``.
 
-    Raises, dtypes and formula: see :func:`fused_logistic.linear_binary_cross_entropy`.
+    The weight of a call (of its samples, say) multiplies that of the module (of its classes), as torch multiplies.
+
+    Raises, dtypes and formula: see :func:`fused_logistic.linear_binary_cross_entropy`; also NotImplementedError where
+    ``torch.jit.script`` compiled a call with a target.
     """
 
     loss_weight: Tensor | float | None
@@ -246,16 +261,36 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         self.chunk_bytes = chunk_bytes
         self.ignore_nan = ignore_nan
 
-    @torch.jit.ignore
-    def forward(self, input: Tensor, target: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor | None = None,
+        mask: Tensor | None = None,
+        weight: Tensor | float | None = None,
+    ) -> Tensor:
         if target is None:
             return torch.nn.functional.linear(input, self.weight, self.bias)
+        if not torch.jit.is_scripting():  # a call of Python there, and no model that may make one can be saved
+            return self._loss(input, target, mask, weight)
+        raise NotImplementedError(
+            "LinearBCEWithLogitsLoss: expected no target in what torch.jit.script compiles, got one; "
+            "BCEWithLogitsLoss takes the logits there"
+        )
+
+    def _loss(self, input: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | float | None) -> Tensor:
+        linear_weight = self.weight
+        if self.out_features == 1 and isinstance(target, Tensor) and target.dim() == input.dim() - 1:
+            linear_weight = linear_weight.squeeze(0)  # logits without a dimension for the one label
+        if weight is None:
+            weight = self.loss_weight
+        elif self.loss_weight is not None:
+            weight = self.loss_weight * weight
         return linear_binary_cross_entropy(
             input,
-            self.weight,
+            linear_weight,
             target,
             linear_bias=self.bias,
-            weight=self.loss_weight,
+            weight=weight,
             pos_weight=self.pos_weight,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
@@ -268,18 +303,36 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
 
     def logits(self, input: Tensor) -> Tensor:
         """The layer called without target, hooks included: ``F.linear(input, weight, bias)``, ``[..., num_labels]``."""
-        if torch.jit.is_scripting():  # where the call would be one of Python
-            return torch.nn.functional.linear(input, self.weight, self.bias)
+        if torch.jit.is_scripting():  # which knows the call of a module's own by its method alone
+            return self.forward(input)
         return self(input)
 
     def predict_proba(self, input: Tensor) -> Tensor:
         """The probability of each label, sigmoid of the logits: ``[..., num_labels]``."""
         return torch.sigmoid(self.logits(input))
 
+    def predict(self, input: Tensor, threshold: float = 0.5) -> Tensor:
+        r"""Whether each label is more probable than ``threshold``: bool, ``[..., num_labels]`` as the logits have it.
+
+        As scikit-learn's ``predict`` a label at the threshold itself is negative; ``.long()`` gives its 0 and 1. No
+        probability is rounded: :math:`\sigma(z) > t` is :math:`z > \log(t / (1 - t))`, with the digits of fp64
+        whatever the logits' dtype is. A logit that is NaN is not.
+
+        Raises:
+            ValueError: ``threshold`` is not between 0 and 1.
+        """
+        if not 0.0 <= threshold <= 1.0:
+            raise ValueError(f"LinearBCEWithLogitsLoss: expected threshold between 0 and 1, got {threshold}")
+        logits = self.logits(input)
+        bound = torch.tensor(_logit(threshold), dtype=torch.float64, device="cpu")
+        rounded = bound.to(logits.dtype)
+        # where rounding moved it up, the logit that it became is above it
+        return torch.where(rounded > bound, logits >= rounded, logits > rounded)
+
     def extra_repr(self) -> str:
         return _shown(
             self,
-            super().extra_repr(),
+            f"in_features={self.in_features}, num_labels={self.out_features}, bias={self.bias is not None}",
             loss_weight=None,
             reduction="mean",
             pos_weight=None,

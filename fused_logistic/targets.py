@@ -53,8 +53,11 @@ def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None, ign
 
 
 def are_classes(shape: Sequence[Any], target: Tensor) -> bool:
-    """Whether the target is class indices for logits of that shape: of an integer dtype, and a dimension less."""
-    return are_indices(target.dtype) and target.dim() == len(shape) - 1
+    """Whether the target is class indices for logits of that shape: of an integer dtype, and a dimension less.
+
+    Not of a single class: that is rather labels whose dimension was forgotten, of which 0 would be the positive.
+    """
+    return are_indices(target.dtype) and target.dim() == len(shape) - 1 and shape[class_dim(shape)] != 1
 
 
 def are_indices(dtype: torch.dtype) -> bool:

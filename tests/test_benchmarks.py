@@ -17,6 +17,7 @@ from benchmarks import exactness, focal, options, plot, readme_table, report, re
 from benchmarks.cases import OURS, Plan, all_cases  # noqa: E402
 from benchmarks.providers import autograd_step, unfused  # noqa: E402
 from benchmarks.timing import Candidate, Timing, count_launches, interleaved  # noqa: E402
+from benchmarks.variants import KEEPS_BLOCKS, of_variant  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -135,12 +136,14 @@ def test_csv_round_trip(tmp_path):
 
 def test_the_report_says_where_we_lose():
     lost = report.losses(a_table())
-    assert len(lost) == 2 and "eager 1 ms, ours 2 ms" in lost[0] and "overlap" not in lost[0]
-    assert "compile 1.9 ms, ours 2 ms (the quartiles overlap)" in lost[1]
+    assert len(lost) == 2 and "eager torch 1 ms, ours 2 ms" in lost[0] and "overlap" not in lost[0]
+    assert "torch.compile 1.9 ms, ours 2 ms (the quartiles overlap)" in lost[1]
     missed, count = report.missed_targets(a_table())
     assert count == 4 and len(missed) == 3
-    assert "eager / ours = 10.00, target at least 15.00" in missed[0]
-    assert "triad / ours = 0.50, target at least 0.77 (ours / triad = 2.00)" in missed[1]
+    assert "eager torch / ours = 10.00, target at least 15.00" in missed[0]
+    assert (
+        "torch.add(a, b, out=c) / ours = 0.50, target at least 0.77 (ours / torch.add(a, b, out=c) = 2.00)" in missed[1]
+    )
     assert "70 MB, target at most 64 MB" in missed[2]
 
 
@@ -149,12 +152,37 @@ def test_a_case_without_ours_is_no_comparison():
 
 
 def test_pictures(tmp_path):
-    rows = a_table()
+    rows = [*a_table(), a_row(OURS, 30.0, x=1 << 24), a_row("eager", 99.0, x=1 << 24), a_row("triad", 15.0, x=1 << 24)]
     layer = [replace(row, kernel_name="linear_binary_cross_entropy") for row in rows if row.metric_name == "speed"]
+    results.write([a_row(OURS, 30.0, x=1 << 24, variant=KEEPS_BLOCKS)], tmp_path / "cpu_variants.csv")
     results.write([*rows, *layer], tmp_path / "cpu.csv")
     drawn = plot.draw(tmp_path / "cpu.csv", tmp_path)
     assert [p.name for p in drawn] == ["time.png", "speedup.png", "bandwidth.png", "memory.png", "layer.png"]
     assert all(p.read_bytes().startswith(b"\x89PNG\r\n\x1a\n") for p in drawn)
+
+
+def test_every_bar_is_in_the_middle_of_its_group():
+    _, axis = plot.plt.subplots()
+    cases = [{"eager": 2.0, "compile": 4.0}, {"compile": 3.0}]
+    plot._bars(axis, cases, ["eager", "compile"], lambda case, p: case[p], str, bottom=1)
+    bars = sorted((bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in axis.patches)
+    assert [x for x, _ in bars] == pytest.approx([-0.2, 0.2, 1.0]) and [h for _, h in bars] == [1, 3, 2]
+    plot.plt.close()
+
+
+def test_rows_of_a_variant(tmp_path):
+    path = tmp_path / "cpu_variants.csv"
+    assert of_variant(path, KEEPS_BLOCKS) == []
+    wanted = a_row(OURS, 2.0, variant=KEEPS_BLOCKS)
+    results.write([wanted, a_row(OURS, 3.0, variant="baseline"), a_row(OURS, 4.0)], path)
+    assert of_variant(path, KEEPS_BLOCKS) == [wanted]
+
+
+def test_options_are_shown_at_their_largest_size():
+    rows = [replace(row, kernel_name=f"{row.kernel_name}, mask") for row in a_table()]
+    assert readme_table.options(a_table()) == "Not measured yet."
+    table = readme_table.options(rows).splitlines()
+    assert len(table) == 3 and "| mask, float32, 2^20 (1,048,576) | **2 ms** | 10.00 × |" in table[2]
 
 
 def test_tables_are_put_between_their_markers():

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,22 @@ def test_time_loss_prints_a_ratio_for_every_size():
     assert all(float(ratio) > 0 for _, ratio in rows)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logistic_regression_finds_the_optimum_of_scikit_learn(dtype):
+    pytest.importorskip("sklearn", reason="the example compares itself with scikit-learn")
+    printed = run_example("logistic_regression.py", "--rows", "2000", "--features", "10", "--dtype", dtype)
+    pattern = r"^(\w+): objective (\S+) \(scikit-learn: (\S+)\), coefficients differ by at most (\S+), (\S+)% of"
+    rows = re.findall(pattern, printed, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["dense", "balanced", "sparse"]
+    for _, ours, theirs, difference, same in rows:
+        assert float(ours) == pytest.approx(float(theirs), abs=1.1e-5)
+        # |gradient| / curvature: sqrt(10) * 1e-4 / 0.04 for each of both
+        assert float(difference) < 1.6e-2 and float(same) > 99
+    (_, dense, *_), (_, balanced, *_), (_, sparse, *_) = rows
+    assert dense == sparse != balanced
+    assert len(re.findall(r" ms, \d+ times the loss \(scikit-learn: .* ms, \d+ iterations\)$", printed, re.M)) == 3
+
+
 def flights_measures(printed):
     rows = re.findall(r"^held out: (AUC|log loss) (\S+) \(scikit-learn: (\S+)\)$", printed, re.MULTILINE)
     assert [name for name, *_ in rows] == ["AUC", "log loss"]
@@ -107,6 +124,21 @@ def test_extreme_learns_the_labels():
     assert name == "model"
     assert all(float(ours) > 1.5 * float(theirs) for ours, theirs in zip(model, frequent, strict=True))
     assert re.search(r"^peak memory: \d+ MiB", printed, re.MULTILINE)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the steps of the kernel are compiled by g++")
+def test_the_steps_of_the_kernel_compute_the_loss(tmp_path):
+    """By the command that stands in the file; all but the naive one are exact in the tail."""
+    folder = EXAMPLES / "kernel"
+    command = re.search(r"^// +g\+\+ (.*) steps\.cpp && \./a\.out$", (folder / "steps.cpp").read_text(), re.MULTILINE)
+    program = tmp_path / "steps"
+    subprocess.run(["g++", *command[1].split(), "steps.cpp", "-o", program], cwd=folder, check=True)
+    printed = subprocess.run([program, "14"], capture_output=True, text=True, check=True).stdout
+    steps = re.findall(r"^(\d) .* ns an element, mean (\S+), loss at -20: (\S+)$", printed, re.MULTILINE)
+    assert [number for number, *_ in steps] == ["1", "2", "3", "4", "5"]
+    means = [float(mean) for _, mean, _ in steps]
+    assert means == pytest.approx([means[2]] * 5, rel=1e-6)
+    assert [loss for *_, loss in steps] == ["0", *["2.06e-09"] * 4]
 
 
 def test_siglip_finds_the_right_halves(tmp_path):

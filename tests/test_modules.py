@@ -124,7 +124,7 @@ class UsesTheHead(Model):
 
 class Predicts(Model):
     def forward(self, x):
-        return self.loss.predict_proba(x)
+        return self.loss(x), self.loss.logits(x), self.loss.predict_proba(x), self.loss.predict(x, 0.3)
 
 
 OPTIONS = [{}, {"weight": torch.rand(3), "pos_weight": torch.rand(3), "label_smoothing": 0.1, "ignore_index": -1}]
@@ -151,22 +151,27 @@ def test_script_of_a_model_that_owns_a_loss(make, options):
 @scripts
 @pytest.mark.parametrize("options", OPTIONS, ids=["plain", "options"])
 def test_script_of_a_model_that_uses_the_loss(options):
-    for model in (UsesTheLoss(LOSSES[0](**options)), UsesTheHead(LOSSES[1](**options))):
-        scripted = torch.jit.script(model)
-        results = []
-        for module in (scripted, model):
-            loss = module(X, Y)
-            results.append([loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)])
-        for got, want in zip(*results, strict=True):
-            assert (got is None and want is None) or torch.equal(got, want)
-        with pytest.raises(RuntimeError, match="Could not export Python function call 'forward'"):
-            saved_and_loaded(scripted)
+    model = UsesTheLoss(LOSSES[0](**options))
+    scripted = torch.jit.script(model)
+    results = []
+    for module in (scripted, model):
+        loss = module(X, Y)
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    assert all(torch.equal(got, want) for got, want in zip(*results, strict=True))
+    with pytest.raises(RuntimeError, match="Could not export Python function call 'forward'"):
+        saved_and_loaded(scripted)
+    with pytest.raises(torch.jit.Error, match="LinearBCEWithLogitsLoss: expected no target in what torch.jit.script"):
+        torch.jit.script(UsesTheHead(LOSSES[1](**options)))(X, Y)
 
 
 @scripts
-def test_script_of_a_model_that_predicts():
-    model = Predicts(fl.LinearBCEWithLogitsLoss(6, 3))
-    torch.testing.assert_close(saved_and_loaded(torch.jit.script(model))(X), model(X))
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "options"])
+def test_script_of_a_model_that_predicts(options):
+    head = LOSSES[1](**options)
+    for model in (Predicts(head), torch.nn.Sequential(torch.nn.Linear(6, 6), head)):
+        scripted = torch.jit.script(model)
+        for module in (scripted, saved_and_loaded(scripted)):
+            torch.testing.assert_close(module(X), model(X), rtol=0, atol=0)
 
 
 def test_the_import_warns_of_nothing():
@@ -186,13 +191,11 @@ def test_copies(options):
 
 def test_repr_shows_what_is_not_the_default():
     assert repr(fl.BCEWithLogitsLoss()) == "BCEWithLogitsLoss()"
-    assert repr(fl.LinearBCEWithLogitsLoss(6, 3)) == (
-        "LinearBCEWithLogitsLoss(in_features=6, out_features=3, bias=True)"
-    )
+    assert repr(fl.LinearBCEWithLogitsLoss(6, 3)) == ("LinearBCEWithLogitsLoss(in_features=6, num_labels=3, bias=True)")
     assert repr(LOSSES[0](**OPTIONS[1], reduction="sum")) == (
         "BCEWithLogitsLoss(weight=[3], reduction='sum', pos_weight=[3], label_smoothing=0.1, ignore_index=-1)"
     )
     assert repr(LOSSES[1](**OPTIONS[1], chunk_bytes=64)) == (
-        "LinearBCEWithLogitsLoss(in_features=6, out_features=3, bias=True, loss_weight=[3], pos_weight=[3], "
+        "LinearBCEWithLogitsLoss(in_features=6, num_labels=3, bias=True, loss_weight=[3], pos_weight=[3], "
         "label_smoothing=0.1, ignore_index=-1, chunk_bytes=64)"
     )

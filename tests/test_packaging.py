@@ -130,10 +130,22 @@ def test_source_tree_that_is_not_built(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "fused_logistic", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     # an editable install's finder would still know where a library is
     code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]; import fused_logistic"
-    run = python("-c", code, path=[tmp_path], cwd=tmp_path)
+    alone = "import importlib.metadata as m; m.distributions = lambda **name: []; " + code
+    run = python("-c", alone, path=[tmp_path], cwd=tmp_path)
     message = run.stderr.splitlines()[-1]
-    assert f"there is no compiled library in {tmp_path}/fused_logistic." in message and "circular" not in run.stderr
-    assert "build it:  pip install --no-build-isolation --no-deps ." in message
+    assert f"there is no compiled library in {tmp_path}/fused_logistic, " in message and "circular" not in run.stderr
+    assert f"Build it in place, in {tmp_path}:  pip install --no-build-isolation --no-deps -e ." in message
+    # as after `pip install .`, in the checkout: what was just done is no advice
+    site = tmp_path / "site"
+    (site / "fused_logistic").mkdir(parents=True)
+    (site / "fused_logistic" / LIBRARIES[0].name).touch()
+    (site / "fused_logistic-0.1.0.dist-info").mkdir()
+    (site / "fused_logistic-0.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: fused_logistic\n")
+    for arguments in (("-c", code), ("-m", "fused_logistic.info")):
+        run = python(*arguments, path=[tmp_path, site], cwd=tmp_path)
+        message = run.stderr.splitlines()[-1]
+        assert f"It hides the package that is installed in {site}: leave the folder {tmp_path}" in message
+        assert "pip install" not in message
 
 
 # ---- What is in the package ----------------------------------------------------------------------------------------

@@ -10,22 +10,24 @@ from benchmarks import readme_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(p.relative_to(ROOT).as_posix() for g in ("*.md", "docs/*.md", "tools/*/*.md") for p in ROOT.glob(g))
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+# those that a reader pastes, with the number of their Python blocks at least
+TUTORIALS = {"README.md": 3, "docs/usage.md": 6, "docs/logistic_regression.md": 4}
 
 
 def code_blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def test_python_blocks_run():
+@pytest.mark.parametrize("page", TUTORIALS)
+def test_python_blocks_run(page):
     """In order and in one namespace, as a reader would paste them; those with >>> print what they say."""
-    blocks = code_blocks(README, "python")
-    assert len(blocks) >= 4
+    blocks = code_blocks((ROOT / page).read_text(encoding="utf-8"), "python")
+    assert len(blocks) >= TUTORIALS[page]
     namespace = {"__name__": "readme"}
     for i, block in enumerate(blocks):
-        name = f"README.md, Python block {i}"
+        name = f"{page}, Python block {i}"
         if block.startswith(">>>"):
-            test = doctest.DocTestParser().get_doctest(block, namespace, name, "README.md", 0)
+            test = doctest.DocTestParser().get_doctest(block, namespace, name, page, 0)
             result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, clear_globs=False)
             assert result.failed == 0
             namespace.update(test.globs)
@@ -61,6 +63,10 @@ def test_links_lead_somewhere(page):
         assert linked.exists(), f"{page}: {target}"
         if anchor:
             assert anchor in anchors(linked.read_text(encoding="utf-8")), f"{page}: {target}"
+
+
+def test_the_readme_stays_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1300
 
 
 @pytest.mark.parametrize("page", [p.relative_to(ROOT).as_posix() for p in readme_table.PAGES])
