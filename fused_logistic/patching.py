@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from torch.distributions import bernoulli, continuous_bernoulli, geometric
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 from torch.utils._contextlib import context_decorator
 
-from . import functional
+from . import adapters, functional
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -71,11 +71,15 @@ class _Ours:
 binary_cross_entropy_with_logits = _Ours()
 
 
+_Named = tuple[Any, str]  # a module and its name for a loss, or a class and its forward
+
+
 @dataclass
 class _Place:
-    """A module's name for the loss: what it was, and how many patches want it to be ours."""
+    """A name for a loss: what it was, what it is now, and how many patches want that."""
 
     original: object
+    ours: object
     patches: int = 0
 
 
@@ -83,23 +87,29 @@ _lock = threading.Lock()
 # Where torch's function can be found: the last one where every other name is patched.
 _homes = [(module, _NAME) for module in (torch.nn.functional, bernoulli, geometric, continuous_bernoulli)]
 _homes.append((sys.modules[__name__], "_TORCHS"))
-_places: dict[tuple[ModuleType, str], _Place] = {}  # those that are ours at the moment
+_places: dict[_Named, _Place] = {}  # those that are ours at the moment
 
 
-def _names_in(module: ModuleType) -> list[tuple[ModuleType, str]]:
-    """Under which names the module has torch's function, or had it before it was patched."""
-    names = [
-        name
-        for name, value in list(vars(module).items())
+def _names_in(module: ModuleType) -> dict[_Named, object]:
+    """Under which names the module has torch's function or another loss that is known, or had it before it was patched,
+    and what is to be there."""
+    names: dict[_Named, object] = {}
+    for name, value in list(vars(module).items()):
         # ours where the module was imported under a patch
-        if value is _TORCHS or value is binary_cross_entropy_with_logits or (module, name) in _places
-    ]
+        if value is _TORCHS or value is binary_cross_entropy_with_logits:
+            names[module, name] = binary_cross_entropy_with_logits
+        elif (module, name) in _places:
+            names[module, name] = _places[module, name].ours
+        elif isinstance(value, (FunctionType, type)):
+            ours = adapters.of(value)
+            if ours is not None:
+                names[(value, "forward") if isinstance(value, type) else (module, name)] = ours
     if not names:
         raise ValueError(
-            f"patch: expected modules that imported {_NAME} from torch.nn.functional, "
-            f"got {module.__name__}, which has no name for it"
+            f"patch: expected modules that imported {_NAME} from torch.nn.functional, or have one of the losses that "
+            f"fused_logistic.patch names, got {module.__name__}, which has none"
         )
-    return [(module, name) for name in names]
+    return names
 
 
 def _let_pickle_find_torchs() -> None:
@@ -118,39 +128,40 @@ class Patch:
                     f"patch: expected modules, got {type(module).__name__}"
                     + (" (a function is decorated by @patch(), with parentheses)" if callable(module) else "")
                 )
-        self._modules, self._held = modules, list[tuple[ModuleType, str]]()
+        self._modules, self._held = modules, list[_Named]()
         with _lock:
-            places = [(torch.nn.functional, _NAME)]
-            places += [place for module in modules for place in _names_in(module)]
+            places: dict[_Named, object] = {(torch.nn.functional, _NAME): binary_cross_entropy_with_logits}
+            for module in modules:
+                places |= _names_in(module)
             try:
-                for place in dict.fromkeys(places):
-                    self._take(*place)
+                for (owner, name), ours in places.items():
+                    self._take(owner, name, ours)
             except BaseException:
                 self._give_back()
                 raise
             _let_pickle_find_torchs()
 
-    def _take(self, module: ModuleType, name: str) -> None:
-        place = _places.get((module, name)) or _Place(getattr(module, name))
-        setattr(module, name, binary_cross_entropy_with_logits)
+    def _take(self, owner: Any, name: str, ours: object) -> None:
+        place = _places.get((owner, name)) or _Place(getattr(owner, name), ours)
+        setattr(owner, name, ours)
         place.patches += 1
-        _places[module, name] = place
-        self._held.append((module, name))
+        _places[owner, name] = place
+        self._held.append((owner, name))
 
     def _give_back(self) -> list[str]:
         """The names that were not ours any more."""
         lost = []
         while self._held:
-            module, name = self._held.pop(0)
-            place = _places[module, name]
+            owner, name = self._held.pop(0)
+            place = _places[owner, name]
             place.patches -= 1
             if place.patches:
                 continue
-            if getattr(module, name, None) is binary_cross_entropy_with_logits:
-                setattr(module, name, place.original)
+            if getattr(owner, name, None) is place.ours:
+                setattr(owner, name, place.original)
             else:
-                lost.append(f"{module.__name__}.{name}")
-            del _places[module, name]
+                lost.append(f"{owner.__name__}.{name}")
+            del _places[owner, name]
         _let_pickle_find_torchs()
         return lost
 
@@ -197,7 +208,7 @@ class Patch:
         self.undo()
 
     def __repr__(self) -> str:
-        names = ", ".join(f"{module.__name__}.{name}" for module, name in self._held)
+        names = ", ".join(f"{owner.__name__}.{name}" for owner, name in self._held)
         return f"<fused_logistic.patch of {names}>" if names else "<fused_logistic.patch, undone>"
 
 
@@ -216,10 +227,16 @@ def patch(*modules: ModuleType) -> Patch:
         def train(model): ...
 
     Whatever looks the function up in ``torch.nn.functional`` when it runs is served:
-    ``F.binary_cross_entropy_with_logits``, ``torch.nn.BCEWithLogitsLoss``, ``torchvision.ops.sigmoid_focal_loss`` and
-    the losses of most libraries. Code that said ``from torch.nn.functional import binary_cross_entropy_with_logits``
+    ``F.binary_cross_entropy_with_logits``, ``torch.nn.BCEWithLogitsLoss``, ``timm.loss.BinaryCrossEntropy`` and the
+    losses of most libraries. Code that said ``from torch.nn.functional import binary_cross_entropy_with_logits``
     before has a name of its own for torch's function: give its module to have that name replaced too. (A module that
     says so while a patch is in force gets ours, and keeps it.)
+
+    Losses that compute more than that have names of their own: ``torchvision.ops.sigmoid_focal_loss`` and mmdet's
+    ``py_sigmoid_focal_loss`` are ours as a whole, not only the cross entropy in them, in the modules that are given,
+    under whatever name they have them: ``fl.patch(torchvision.ops)``, ``fl.patch(mmdet.models.losses.focal_loss)``,
+    ``fl.patch(torchvision.models.detection.retinanet)``. (mmdet's ``sigmoid_focal_loss``, whose targets are the numbers
+    of classes, is a kernel of its own, and stays.)
 
     Patches nest and can be undone in any order: torch's function is back when the last one is undone. An error while
     patching leaves nothing patched.
@@ -238,13 +255,13 @@ def patch(*modules: ModuleType) -> Patch:
     cannot compile our function: call ``torch.jit.script`` before patching.
 
     Args:
-        modules: modules (not their names) that imported torch's function by name, under whatever name.
+        modules: modules (not their names) that have torch's function, or one of these losses, under whatever name.
 
     Returns:
         The handle, in force already.
 
     Raises:
         TypeError: an argument is not a module.
-        ValueError: a module has no name for torch's function, so that patching it would do nothing.
+        ValueError: a module has no name for any of them, so that patching it would do nothing.
     """
     return Patch(modules)
