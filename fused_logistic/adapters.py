@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .functional_focal import sigmoid_focal_loss
+from .functional_focal import asymmetric_loss_with_logits, sigmoid_focal_loss, varifocal_loss
 
 
 def _of_mmdet(
@@ -59,10 +59,51 @@ def py_sigmoid_focal_loss(
     return _of_mmdet(name, sigmoid_focal_loss, *given, gamma=gamma, alpha=alpha)
 
 
+def mmdets_varifocal_loss(
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+    iou_weighted: bool = True,
+    reduction: str = "mean",
+    avg_factor: float | Tensor | None = None,
+) -> Tensor:
+    """mmdet's ``varifocal_loss``, computed by :func:`fused_logistic.varifocal_loss`.
+
+    Shape:
+        pred, target: the same; weight: one for each element; output: a scalar, or the shape of pred for
+        ``reduction="none"``.
+
+    Raises, dtypes and formula: see there; also ValueError for an ``avg_factor`` with ``reduction="sum"``.
+    """
+    given = pred, target, weight, reduction, avg_factor
+    return _of_mmdet("varifocal_loss", varifocal_loss, *given, alpha=alpha, gamma=gamma, iou_weighted=iou_weighted)
+
+
+def asymmetric_forward(self: Any, x: Tensor, y: Tensor) -> Tensor:
+    """The forward of timm's ``AsymmetricLossMultiLabel``, computed by
+    :func:`fused_logistic.asymmetric_loss_with_logits`.
+
+    Shape:
+        x, y: the same; output: a scalar.
+
+    Raises, dtypes and formula: see there; also NotImplementedError where the instance asks for a power that is not
+    differentiated (``disable_torch_grad_focal_loss``), which is another loss.
+    """
+    if self.disable_torch_grad_focal_loss:
+        raise NotImplementedError(
+            "AsymmetricLossMultiLabel: expected disable_torch_grad_focal_loss=False under a patch, got True"
+        )
+    return asymmetric_loss_with_logits(x, y, self.gamma_neg, self.gamma_pos, self.clip, "sum")
+
+
 # Where it was defined and under which name; of a class it is the forward, called with the instance first.
 KNOWN: dict[tuple[str, str], Callable[..., Tensor]] = {
     ("torchvision.ops.focal_loss", "sigmoid_focal_loss"): sigmoid_focal_loss,
     ("mmdet.models.losses.focal_loss", "py_sigmoid_focal_loss"): py_sigmoid_focal_loss,
+    ("mmdet.models.losses.varifocal_loss", "varifocal_loss"): mmdets_varifocal_loss,
+    ("timm.loss.asymmetric_loss", "AsymmetricLossMultiLabel"): asymmetric_forward,
 }
 
 

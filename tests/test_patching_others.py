@@ -114,6 +114,64 @@ def test_mmdets_dtypes():
                 torch.testing.assert_close(got.double(), want, rtol=2 * torch.finfo(dtype).eps, atol=0)
 
 
+def varifocal_loss(pred, target, weight=None, alpha=0.75, gamma=2.0, iou_weighted=True, reduction="mean",
+                   avg_factor=None):  # fmt: skip
+    """mmdet's."""
+    p, target = pred.sigmoid(), target.type_as(pred)
+    positive = (target > 0.0).to(p.dtype)
+    background = alpha * (p - target).abs().pow(gamma) * (1 - positive)
+    loss = F.binary_cross_entropy_with_logits(pred, target, reduction="none")
+    loss = loss * ((target if iou_weighted else 1) * positive + background)
+    loss = loss if weight is None else loss * weight
+    if avg_factor is None or reduction == "none":
+        return {"none": lambda: loss, "mean": loss.mean, "sum": loss.sum}[reduction]()
+    return loss.sum() / (avg_factor + torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("avg_factor", [None, 7, torch.tensor(3.0)])
+@pytest.mark.parametrize("iou_weighted", [True, False])
+def test_mmdets_varifocal_loss(iou_weighted, avg_factor):
+    mmdets = theirs(types.FunctionType(varifocal_loss.__code__, globals(), "varifocal_loss",
+                                       varifocal_loss.__defaults__), "mmdet.models.losses.varifocal_loss")  # fmt: skip
+    w = torch.rand(ROWS, CLASSES, dtype=torch.double)
+    with fl.patch(head := module(varifocal_loss=mmdets)):
+        assert head.varifocal_loss is not mmdets
+        assert_same_loss(head.varifocal_loss, varifocal_loss, None, 0.6, 1.5, iou_weighted, "mean", avg_factor)
+        assert_same_loss(head.varifocal_loss, varifocal_loss, w, iou_weighted=iou_weighted, reduction="none")
+    assert head.varifocal_loss is mmdets
+
+
+class AsymmetricLossMultiLabel(torch.nn.Module):
+    """timm's."""
+
+    def __init__(self, gamma_neg=4, gamma_pos=1, clip=0.05, eps=1e-8, disable_torch_grad_focal_loss=False):
+        super().__init__()
+        self.gamma_neg, self.gamma_pos, self.clip, self.eps = gamma_neg, gamma_pos, clip, eps
+        self.disable_torch_grad_focal_loss = disable_torch_grad_focal_loss
+
+    def forward(self, x, y):
+        p = torch.sigmoid(x)
+        opposite = 1 - p
+        if self.clip is not None and self.clip > 0:
+            opposite = (opposite + self.clip).clamp(max=1)
+        log = y * torch.log(p.clamp(min=self.eps)) + (1 - y) * torch.log(opposite.clamp(min=self.eps))
+        right = p * y + opposite * (1 - y)
+        return -(log * torch.pow(1 - right, self.gamma_pos * y + self.gamma_neg * (1 - y))).sum()
+
+
+def test_timms_asymmetric_loss():
+    theirs(AsymmetricLossMultiLabel, "timm.loss.asymmetric_loss")
+    head, original = module(Loss=AsymmetricLossMultiLabel), AsymmetricLossMultiLabel.forward
+    for arguments in ((), (2, 0, None), (3.5, 0.5, 0.1)):
+        criterion, reference = AsymmetricLossMultiLabel(*arguments), AsymmetricLossMultiLabel(*arguments)
+        with fl.patch(head):
+            assert AsymmetricLossMultiLabel.forward is adapters.asymmetric_forward
+            assert_same_loss(criterion, lambda x, y, loss=reference: original(loss, x, y))
+            with pytest.raises(NotImplementedError, match="expected disable_torch_grad_focal_loss=False"):
+                AsymmetricLossMultiLabel(disable_torch_grad_focal_loss=True)(*operands())
+    assert AsymmetricLossMultiLabel.forward is original
+
+
 class BinaryCrossEntropy(torch.nn.Module):
     """timm's: it calls torch's function, so that no module has to be given."""
 
