@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import fused_logistic as fl
 from fused_logistic import ops, targets
 from tests.conftest import DTYPES, REDUCTIONS, grad_arguments, loss_arguments, same_bits
+from tests.family import FAMILY
 
 INDICES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 LOSSES = {"bce": fl.binary_cross_entropy_with_logits, "focal": fl.sigmoid_focal_loss}
@@ -21,11 +22,11 @@ SHAPES = [
     (301, 37),
     (5, 7, 19, 17),
     (2, 3000, 3),
-    (4, 1),
+    (4, 2),
     (1, 5),
-    (3, 1, 4),
+    (3, 2, 4),
     (6,),
-    (1,),
+    (2,),
     (7, 2, 3),
     (0, 3),
     (3, 0),
@@ -410,3 +411,23 @@ def test_what_takes_none():
             fl.binary_cross_entropy_with_logits(nested, target)
     with pytest.raises(ValueError, match="result of dtype float64"):
         ops.bce_backward(torch.ones(()), torch.randn(4, 3), index, *[None] * 4, ops.SUM, ops.TARGET)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1,), (3, 1, 2)])
+def test_a_single_class_is_refused(shape):
+    """Labels of 0 and 1 whose dimension was forgotten: as indices, 0 would be the positive."""
+    logits, target = torch.randn(shape), torch.zeros(shape[:1] + shape[2:] if len(shape) > 1 else ()).long()
+    for given in (logits, logits.clone().requires_grad_()):
+        with pytest.raises(ValueError, match=r"expected target of shape \[.*1.*\], got"):
+            fl.binary_cross_entropy_with_logits(given, target)
+    with pytest.raises(ValueError, match="expected target of shape"):
+        torch.func.grad(lambda z: fl.binary_cross_entropy_with_logits(z, target))(logits)
+
+
+@pytest.mark.parametrize("member", FAMILY, ids=str)
+def test_the_family_takes_them(member):
+    logits, index = 3 * torch.randn(50, 7), torch.randint(-1, 9, (50,))
+    one_hot = (index.unsqueeze(1) == torch.arange(7)).float()
+    for options in ({}, {"weight": torch.rand(7), "mask": torch.rand(50, 7) < 0.8, "normalizer": "positives"}):
+        a, b = (member.public(logits, y, reduction="mean", **options) for y in (index, one_hot))
+        assert same_bits(a, b)

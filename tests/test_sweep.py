@@ -34,11 +34,7 @@ def base():
             "targets": y,
             "alpha": 0.3,
             "gamma": 1.5,
-            "reduction": "mean",
-            "ignore_index": 7,
-            "mask": MASK,
-            "ignore_nan": True,
-            "normalizer": 3.5,
+            **{name: value for name, value in losses.items() if name != "label_smoothing"},
         },
         fl.linear_binary_cross_entropy: {
             "input": 2 * double(ROWS, FEATURES) - 1,
