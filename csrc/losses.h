@@ -183,23 +183,24 @@ struct AsymmetricLossOf {
   }
 };
 
-// f of the loss's struct, of the one for whole exponents where they are and kWhole: outputs that are rare have none. For the host, which chooses a kernel;
-// static: see problem.h.
+template <bool kWhole, template <bool> class L, class F>
+static auto with_powers(const Problem& problem, F f) {
+  if constexpr (kWhole) {
+    if (problem.options.has_whole_powers && !problem.compute_double) return f(L<true>{});
+  }
+  return f(L<false>{});
+}
+// f of the loss's struct, of the one for whole exponents where they are and kWhole: outputs that are rare have none. For the
+// host, which chooses a kernel; static: see problem.h.
 template <bool kWhole, class F>
 static auto with_loss(const Problem& problem, F f) {
-  const auto of = [&]<template <bool> class L>(std::type_identity<L<false>>) {
-    if constexpr (kWhole) {
-      if (problem.options.has_whole_powers && !problem.compute_double) return f(L<true>{});
-    }
-    return f(L<false>{});
-  };
   switch (problem.options.loss) {
     case Loss::kFocal:
-      return of(std::type_identity<FocalLossOf<false>>{});
+      return with_powers<kWhole, FocalLossOf>(problem, f);
     case Loss::kQuality:
-      return of(std::type_identity<QualityLossOf<false>>{});
+      return with_powers<kWhole, QualityLossOf>(problem, f);
     case Loss::kAsymmetric:
-      return of(std::type_identity<AsymmetricLossOf<false>>{});
+      return with_powers<kWhole, AsymmetricLossOf>(problem, f);
     default:
       return f(Bce{});
   }

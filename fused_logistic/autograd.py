@@ -150,7 +150,8 @@ def loss(
         apply = functools.partial(sharding.reduced, _apply)
     if count is not None and divisor.is_differentiated(count):
         return divisor.divided(apply, operands, count, (), dtype, options)
-    return apply(*operands, count, reduction, dtype, *options.given())
+    given = options if torch.compiler.is_compiling() else options.given()
+    return apply(*operands, count, reduction, dtype, *given)
 
 
 def _nested_loss(input: Tensor, *rest: Any) -> Tensor:

@@ -62,10 +62,10 @@ class Options(NamedTuple):
 
     def given(self) -> tuple[Any, ...]:
         """What the ops get: up to the last that is not its default. Every argument costs a call its time."""
-        if self == _DEFAULTS:
-            return ()
-        number = max(i for i, (a, b) in enumerate(zip(self, _DEFAULTS, strict=True)) if a is not b and a != b)
-        return self[: number + 1]
+        number = len(self)
+        while number > 0 and self[number - 1] == _DEFAULTS[number - 1]:
+            number -= 1
+        return self[:number]
 
     def check(self, op: str) -> None:
         """What is out of range, or has nothing to belong to."""

@@ -79,8 +79,9 @@ def tile_arguments(logits, target, weight=None, pos_weight=None, mask=None, grad
                    loss_sum=None, bias_sum=None, crow=None, col=None, count=None, label=0, whole=True, wants_grad=True,
                    label_smoothing=0.0, ignore_index=None, gamma=None, alpha=None, ignore_nan=False):  # fmt: skip
     """Those of bce_tile_."""
+    options = Options(label_smoothing, ignore_index, gamma, alpha, ignore_nan=ignore_nan)
     return (logits, losses, loss_sum, bias_sum, target, crow, col, weight, pos_weight, mask, grad_output, count, scale,
-            label, whole, wants_grad, label_smoothing, ignore_index, gamma, alpha, ignore_nan)  # fmt: skip
+            label, whole, wants_grad, *options)  # fmt: skip
 
 
 def first_requires_grad(arguments: tuple, asked: bool) -> tuple:

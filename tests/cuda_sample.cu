@@ -20,10 +20,12 @@ template __global__ void elements_kernel<kOnePass, Bce, Terms::kOptions, Other<H
 template __global__ void elements_kernel<kOnePass, Bce, Terms::kOptions, Same<BFloat16>>(const Launch);
 template __global__ void elements_kernel<kOnePass, Bce, Terms::kAll, Same<float>>(const Launch);
 template __global__ void elements_kernel<kOnePass, Bce, Terms::kAll, Same<BFloat16>>(const Launch);
-template __global__ void elements_kernel<kOnePass, FocalLoss, Terms::kAll, Same<float>>(const Launch);
-template __global__ void elements_kernel<kOnePass, FocalLoss, Terms::kAll, Other<BFloat16>>(const Launch);
-template __global__ void elements_kernel<kOnePass, FocalLossOfWholeGamma, Terms::kPlain, Same<float>>(const Launch);
-template __global__ void elements_kernel<kOnePass, FocalLossOfWholeGamma, Terms::kAll, Same<float>>(const Launch);
+template __global__ void elements_kernel<kOnePass, FocalLossOf<false>, Terms::kAll, Same<float>>(const Launch);
+template __global__ void elements_kernel<kOnePass, FocalLossOf<false>, Terms::kAll, Other<BFloat16>>(const Launch);
+template __global__ void elements_kernel<kOnePass, FocalLossOf<true>, Terms::kPlain, Same<float>>(const Launch);
+template __global__ void elements_kernel<kOnePass, FocalLossOf<true>, Terms::kAll, Same<float>>(const Launch);
+template __global__ void elements_kernel<kOnePass, QualityLossOf<true>, Terms::kPlain, Same<float>>(const Launch);
+template __global__ void elements_kernel<kOnePass, AsymmetricLossOf<true>, Terms::kPlain, Same<float>>(const Launch);
 template __global__ void elements_kernel<Output::kCount, Bce, Terms::kOptions, Counted>(const Launch);
 template __global__ void elements_kernel<kOnePass, Bce, Terms::kAll, General<float>>(const Launch);
 template __global__ void elements_kernel<Output::kGradTarget, Bce, Terms::kAll, General<double>>(const Launch);

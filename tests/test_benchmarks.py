@@ -12,7 +12,6 @@ import torch
 pytest.importorskip("matplotlib", reason="the benchmarks draw with matplotlib")
 pytest.importorskip("tqdm", reason="the benchmarks show their progress with tqdm")
 
-import fused_logistic as fl  # noqa: E402
 from benchmarks import exactness, focal, options, plot, readme_table, report, results, timing  # noqa: E402
 from benchmarks.cases import OURS, Plan, all_cases  # noqa: E402
 from benchmarks.providers import autograd_step, unfused  # noqa: E402
@@ -204,10 +203,12 @@ def test_every_case_has_ours_and_a_name_of_its_own():
     assert OURS in candidates and set(small.targets) <= set(candidates)
 
 
-def test_the_focal_rival_computes_the_same():
-    logits, target = torch.randn(100, dtype=torch.double), torch.rand(100, dtype=torch.double)
-    ours = fl.sigmoid_focal_loss(logits, target, alpha=focal.ALPHA, gamma=focal.GAMMA, reduction="mean")
-    torch.testing.assert_close(focal.composed(logits, target), ours)
+@pytest.mark.parametrize("name", focal.LOSSES)
+def test_the_focal_rivals_compute_the_same(name):
+    ours, theirs, soft = focal.LOSSES[name]
+    logits, target = torch.randn(500, dtype=torch.double), torch.rand(500).round().double()
+    target = target * torch.rand(500) if soft else target
+    torch.testing.assert_close(theirs(logits, target), ours(logits, target, reduction="mean"))
 
 
 @pytest.mark.parametrize("option", options.OPTIONS)

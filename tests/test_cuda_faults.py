@@ -43,8 +43,12 @@ GENERAL = "".join(
     for kernel in (
         "Bce, Terms::kOptions",
         "Bce, Terms::kAll",
-        "FocalLoss, Terms::kAll",
-        "FocalLossOfWholeGamma, Terms::kAll",
+        "FocalLossOf<false>, Terms::kAll",
+        "FocalLossOf<true>, Terms::kAll",
+        "QualityLossOf<true>, Terms::kAll",
+        "QualityLossOf<false>, Terms::kAll",
+        "AsymmetricLossOf<true>, Terms::kAll",
+        "AsymmetricLossOf<false>, Terms::kAll",
     )
 )
 GRADIENTS = "".join(
@@ -151,7 +155,20 @@ FAULTS = {
         "whole gamma, and what the division lost": fault("focal_whole", "slope, rest, power", "slope, zero, power"),
         "infinite weights not asked about": fault("evaluate_element", "result != result", "false"),
         "left out, but grouped": fault("evaluate", "select(kept, group.q, before.q)", "group.q"),
-        "q above 1 as one below": fault("focal", "exp_two_parts(x, rest, outside)", "exp_two_parts(x, rest, false)"),
+        "q above 1 as one below": fault(
+            "power_of", "exp_two_parts(x, rest, any_positive)", "exp_two_parts(x, rest, false)"
+        ),
+        # its kin
+        "positives with a power": fault("quality", "select(positive, one, power.value)", "power.value"),
+        "no quality of positives": fault("quality_weight", "constants.iou_weighted ? y : one", "one"),
+        "beside the target, another sign": fault("quality", "select(difference < zero, one, -one)", "one"),
+        "no margin": fault("shifted", "select(negative, -clip, opposite)", "select(negative, splat<V>(0), opposite)"),
+        "negatives below the margin": fault("shifted", "at_least(u, splat<V>(0))", "u"),
+        "the exponent of positives for all": fault(
+            "asymmetric", "select(positive, of_y.value, rest.value)", "of_y.value"
+        ),
+        "soft neighbours change hard targets": fault("asymmetric_loss", "select(of.hard, value, both)", "both"),
+        "an exponent in one part": fault("asymmetric_gamma", "lost + low", "low - low"),
     },
     PAIRS: {
         "others joined": fault("fold_pairs", "lanes[1].losses", "lanes[2].losses"),
@@ -325,6 +342,13 @@ def check_general(module):
     for gamma in (3.0, 5.0):
         agree(module, logits, torch.where(mask, 3 * torch.rand(shape) - 1, 1e8), gamma=gamma)
     agree(module, logits, (target == 1).float(), pos_weight=torch.tensor([np.inf, 1, 0]).repeat(34)[:101])
+    mixed = torch.where(mask, torch.rand(shape), (target == 1).float())  # soft beside hard
+    for losses in (
+        {"beta": 3.0}, {"beta": 1.5}, {"gamma": 2.0, "alpha": 0.3, "iou_weighted": True},
+        {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05}, {"gamma_neg": 2.3, "gamma_pos": 0.7, "clip": 0.05},
+    ):  # fmt: skip
+        agree(module, logits, mixed, **losses)
+        agree(module, logits, (target == 1).float(), **losses)
     for n in (1, 101):  # what pads the last vector would have a loss
         agree(module, logits[:1, :n], torch.rand(1, n), label_smoothing=0.1)
         agree(module, logits[:1, :n], torch.rand(1, n), weight=torch.rand(1, n))

@@ -39,7 +39,7 @@ def test_ulp_sweep(dtype, member, target):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("targets", ["hard", "soft"])
+@pytest.mark.parametrize("targets", ["hard", "soft", "mixed"])
 def test_same_bits_on_every_isa(targets, dtype, isa):
     """By every output, with every option."""
     n = 20_003
@@ -47,7 +47,11 @@ def test_same_bits_on_every_isa(targets, dtype, isa):
     logits = (torch.randn(n) * scale).to(dtype)
     logits[:8] = torch.tensor([0, -0.0, INF, -INF, NAN, 1e-40, -104, 88.5])
     soft = torch.rand(n)
-    target = (soft.round() if targets == "hard" else soft).to(dtype)
+    # mixed: soft targets beside hard ones, which their neighbours in a vector must not change
+    target = {"hard": soft.round(), "soft": soft, "mixed": torch.where(torch.rand(n) < 0.1, soft, soft.round())}[
+        targets
+    ]
+    target = target.to(dtype)
     target[9::31] = -100
     tensors = (logits, target, torch.rand(n, dtype=torch.double), 2 * torch.rand(1), torch.rand(n) < 0.9)
     one = torch.ones((), dtype=dtype)

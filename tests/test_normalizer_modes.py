@@ -199,7 +199,7 @@ def test_repr():
     assert repr(fl.BCEWithLogitsLoss(normalizer="positives")) == "BCEWithLogitsLoss(normalizer='positives')"
     assert repr(fl.BCEWithLogitsLoss(normalizer=torch.tensor(3.0))) == "BCEWithLogitsLoss(normalizer=[])"
     layer = fl.LinearBCEWithLogitsLoss(3, 2, normalizer=2.5)
-    assert repr(layer).endswith("in_features=3, out_features=2, bias=True, normalizer=2.5)")
+    assert repr(layer).endswith("in_features=3, num_labels=2, bias=True, normalizer=2.5)")
 
 
 def test_autocast_and_loss_scale():

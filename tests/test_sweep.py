@@ -119,7 +119,10 @@ def test_no_argument_is_left_out():
     assert {f.__name__ for f in FUNCTIONS} == {n for n in fl.__all__ if n.islower() and n not in NO_LOSS}
 
 
-NO_LOSS = ("__version__", "patch", "reference", "sigmoid_contrastive_loss")  # or of pairs: tests/test_pairs.py
+# or one with tests of its own: tests/test_pairs.py, tests/test_family.py
+FAMILY = ("quality_focal_loss", "varifocal_loss", "asymmetric_loss_with_logits")
+LAYERS = ("linear_sigmoid_focal_loss", "linear_asymmetric_loss_with_logits")
+NO_LOSS = ("__version__", "patch", "reference", "sigmoid_contrastive_loss", *FAMILY, *LAYERS)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)

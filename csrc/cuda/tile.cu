@@ -35,9 +35,12 @@ Kernel typed(const Problem& problem, bool sparse) {
 
 template <Output kOutput, class L, Terms kTerms>
 Kernel general(const Problem& problem) {
-  if constexpr (L::kWhole) return tile_kernel<kOutput, L, kTerms, General<float>, true>;
-  return problem.compute_double ? tile_kernel<kOutput, L, kTerms, General<double>, true>
-                                : tile_kernel<kOutput, L, kTerms, General<float>, true>;
+  if constexpr (L::kWhole) {
+    return tile_kernel<kOutput, L, kTerms, General<float>, true>;
+  } else {
+    return problem.compute_double ? tile_kernel<kOutput, L, kTerms, General<double>, true>
+                                  : tile_kernel<kOutput, L, kTerms, General<float>, true>;
+  }
 }
 
 template <Output kOutput>
