@@ -84,8 +84,10 @@ slow: $(STAMPS)/build  ## run the slow tests (ten minutes): every float, 2^31 el
 ptx: $(STAMPS)/dev $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests of the PTX interpreter, where it changed since they passed
 	@$(RUN) tools/ptx/run_tests.py $(PYTEST_ARGS)
 
-# What executes PTX: `make test` runs these tests, and they do not depend on torch.
-NOT_OF_TORCH := $(addprefix --ignore=,$(filter-out tests/test_cuda_build.py,$(wildcard tests/test_cuda_*.py)))
+# What does not depend on torch: `make test` runs what executes PTX, and what asks the same kernels for their bits.
+BITS := exact family_exact focal_exact formula_exhaustive half_exhaustive sums benchmarks recipes examples
+NOT_OF_TORCH := $(addprefix --ignore=,$(filter-out tests/test_cuda_build.py,$(wildcard tests/test_cuda_*.py)) \
+  $(BITS:%=tests/test_%.py))
 
 # ninja has compiled what `make build` needed, and compiles only what is missing. The wheel's libraries are those in fused_logistic/.
 wheel: $(STAMPS)/build  ## the wheel of what `make build` built, in dist/

@@ -164,8 +164,10 @@ FL_FN V asymmetric_grad_logit(const Logit<V>& logit, const TermWeights<V>& weigh
     change = grad_logit(logit, weights, splat<V>(1));
   } else {
     const V s = sigma_minus(logit.e), minus = select(logit.z < zero, splat<V>(1) - s, s);
-    change = weights.infinite ? product(weights.negative, of.sigma) - product(weights.positive, minus)
-                              : fma(weights.negative, of.sigma, -(weights.positive * minus));
+    change = fma(weights.negative, of.sigma, -(weights.positive * minus));
+    if (weights.infinite) {
+      change = unless_nan(change, product(weights.negative, of.sigma) - product(weights.positive, minus));
+    }
   }
   return add_term(of.power, change, add_term(of.slope, asymmetric_loss(logit, weights, alone), zero)) * factor;
 }

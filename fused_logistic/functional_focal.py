@@ -164,6 +164,7 @@ def quality_focal_loss(
             normalizer=normalizer,
         )
     options = Options(
+        0.0,  # as a default Dynamo would take it for an input that may change
         ignore_index=arguments.integer(QUALITY, "ignore_index", ignore_index),
         beta=arguments.number(QUALITY, "beta", beta),
         ignore_nan=arguments.flag(QUALITY, "ignore_nan", ignore_nan),
@@ -245,6 +246,7 @@ def varifocal_loss(
     if not isinstance(iou_weighted, bool):
         raise TypeError(f"{VARIFOCAL}: expected iou_weighted to be a bool, got {type(iou_weighted).__name__}")
     options = Options(
+        0.0,  # see above
         ignore_index=arguments.integer(VARIFOCAL, "ignore_index", ignore_index),
         gamma=arguments.number(VARIFOCAL, "gamma", gamma),
         alpha=arguments.number(VARIFOCAL, "alpha", alpha),

@@ -193,7 +193,7 @@ def run(
     tensors = (logits, target, weight, pos_weight, mask, grad_output)
     places = (*offsets[:2], shift, shift, shift, shift)
     operands = [operand(memory, tensor, shape, offset) for tensor, offset in zip(tensors, places, strict=True)]
-    if target.dim() < logits.dim():  # class indices
+    if target.dim() < logits.dim() and not target.is_floating_point():  # class indices
         operands[1].inner, operands[1].classes = math.prod(shape[2:]), shape[1]
     problem = Problem(
         logits.numel(),

@@ -70,6 +70,7 @@ FAMILY = [  # whole exponents, of which without options fp32 and 16 bits have ty
     {"gamma": 1.5, "alpha": 0.3, "iou_weighted": False},
     {"gamma_neg": 2.5, "gamma_pos": 0.6, "clip": 0.0},
     {"gamma_neg": 1.3, "gamma_pos": 2.0, "clip": 0.1},
+    {"beta": 3.0},  # with options
 ]
 
 
@@ -86,7 +87,7 @@ def test_family(kernels, dtype, output):
         target = torch.where(torch.rand(shape) < 0.6, target.round(), target)
         target[0, 3] = 0.5  # which is sigma(0)
         options = {**losses, "mean": turn % 2 == 0}
-        if turn in (3, 5, 7) or output in (Output.GradWeight, Output.GradPosWeight):
+        if turn in (3, 5, 7, 8) or output in (Output.GradWeight, Output.GradPosWeight):
             options |= {**weights, "mask": torch.rand(shape) < 0.9, "label_smoothing": 0.1, "ignore_index": 1}
         if output >= Output.GradTarget:
             operands = {Output.GradTarget: target, Output.GradWeight: weights["weight"]}

@@ -167,7 +167,6 @@ FAULTS = {
         "the exponent of positives for all": fault(
             "asymmetric", "select(positive, of_y.value, rest.value)", "of_y.value"
         ),
-        "soft neighbours change hard targets": fault("asymmetric_loss", "select(of.hard, value, both)", "both"),
         "an exponent in one part": fault("asymmetric_gamma", "lost + low", "low - low"),
     },
     PAIRS: {

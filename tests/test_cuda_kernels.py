@@ -260,7 +260,7 @@ def test_missing_targets(kernels, dtype, general):
 @pytest.mark.parametrize("index", INTEGERS, ids=name)
 def test_class_indices(kernels, index, output):
     """The bits of the one-hot target that they stand for; rows without a positive, rows that are left out."""
-    for turn, shape in enumerate([(300, 31), (5, 7, 45), (9, 1), (1, 9000), (3, 4, 2)]):
+    for turn, shape in enumerate([(300, 31), (5, 7, 45), (9, 2), (1, 9000), (3, 4, 2)]):
         dtype, classes = FLOATS[(turn + INTEGERS.index(index)) % 4], shape[1]
         logits = make_logits(shape, dtype, turn)
         low = 0 if index == torch.uint8 else -2
@@ -270,7 +270,7 @@ def test_class_indices(kernels, index, output):
         for ignored in (None, 1):
             weights = {"weight": 1 + torch.rand(shape), "pos_weight": 1 + torch.rand(shape)}
             options = {key: w.to(dtype) for key, w in weights.items()} if ignored or output > Output.GradLogits else {}
-            options |= {"gamma": 2.0} if turn == 1 else {"label_smoothing": 0.1} if turn == 2 else {}
+            options |= {1: {"gamma": 2.0}, 2: {"label_smoothing": 0.1}, 3: {"gamma": 1.3}}.get(turn, {})
             if output >= Output.GradLogits:
                 options["grad_output"] = make_logits(shape, dtype, seed=9)
             kept = None if ignored is None else (target.unsqueeze(1) != ignored).expand(shape)
@@ -315,16 +315,23 @@ def test_grad_output(kernels, kind, form):
         compare(kernels, Output.GradLogits, logits, target, grad_output=make_logits((300, 1), kind))
 
 
+INFINITE = {
+    "bce": {},
+    "focal": {"gamma": 2.0, "alpha": 1.0},
+    "asymmetric": {"gamma_neg": 2.0, "gamma_pos": 1.0, "clip": 0.05},
+}
+
+
 @pytest.mark.parametrize("output", [output for output in Output if output != Output.Count], ids=name)
-@pytest.mark.parametrize("gamma", [None, 2.0], ids=["bce", "focal"])
+@pytest.mark.parametrize("loss", INFINITE)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)
-def test_infinite_weights(kernels, dtype, gamma, output):
+def test_infinite_weights(kernels, dtype, loss, output):
     logits, target = make_logits((28, 36), dtype), make_target((28, 36), dtype)
     logits[0, :2] = torch.tensor([np.inf, -np.inf])
     finite = [1.5, 1, 1, 1, 1, 1, 1, 1]
     pos_weight = torch.tensor([np.inf, 0, *finite, np.inf, 0.5] * 3, dtype=dtype)
     weight = torch.tensor([np.inf, 0, 1, 1, 0, 2, 1] * 4, dtype=dtype).reshape(28, 1)
-    options = {"weight": weight, "pos_weight": pos_weight, "gamma": gamma, "alpha": gamma and 1.0}
+    options = {"weight": weight, "pos_weight": pos_weight, **INFINITE[loss]}
     if output in SUMS:  # else a sum of infinities
         target[:, pos_weight == np.inf] = 0
         options["mask"] = (weight != np.inf).expand(28, 36)

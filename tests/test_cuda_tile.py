@@ -92,6 +92,7 @@ FAMILY = [
     {"gamma": 2.0, "alpha": 0.25},
     {"gamma": 1.3, "alpha": 0.25},
     {"beta": 2.0},
+    {"beta": 0.7},
     {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05},
     {"gamma_neg": 2.5, "gamma_pos": 0.6, "clip": 0.05},
 ]

@@ -71,7 +71,7 @@ def stated_bounds():
     """What the comments of both headers say of their functions: {name: (ulp in float, ulp in double)}."""
     text = "".join((ROOT / "csrc" / name).read_text() for name in ("logistic.h", "focal.h"))
     line = r"// At most ([\d.]+) \(float\) and ([\d.]+) \(double\) ulp.*\n"
-    between = r"(?://.*\n|template.*\n)*FL_FN [\w<>]+ (\w+)\("
+    between = r"(?://.*\n|template.*\n)*FL_(?:RARE_)?FN [\w<>]+ (\w+)\("
     return {name: (float(single), float(double)) for single, double, name in re.findall(line + between, text)}
 
 
