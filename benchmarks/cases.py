@@ -23,12 +23,13 @@ from .timing import Candidate
 OURS = "fused"
 ELEMENTWISE, FOCAL, LAYER = "binary_cross_entropy_with_logits", "sigmoid_focal_loss", "linear_binary_cross_entropy"
 PAIRS = "sigmoid_contrastive_loss"
-# products: the matrix products of a layer alone; plain: our loss without the option that is measured
+FAMILY = (FOCAL, "quality_focal_loss", "varifocal_loss", "asymmetric_loss_with_logits")
+# products: the matrix products of a layer alone; plain: our loss without the option, or the power, that is measured
 LIMITS = ("triad", "read", "products", "plain")
 # What a provider is called wherever it is shown, in this order.
 NAMES = {
     OURS: "fused_logistic",
-    "plain": "fused_logistic without the option",
+    "plain": "fused_logistic without it",
     "eager": "eager torch",
     "unfused": "sigmoid + BCELoss",
     "compile": "torch.compile",

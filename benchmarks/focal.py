@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fused_logistic as fl
 
-from .cases import FOCAL, Case, Plan, register
+from .cases import FAMILY, Case, Plan, register
 from .providers import ARRAYS, Step, autograd_step, tensors, triad
 
 ALPHA, GAMMA = 0.25, 2.0
@@ -53,12 +53,18 @@ def timms(logits: Tensor, target: Tensor) -> Tensor:
 
 
 # name: ours, theirs, and whether positives are soft
-LOSSES: dict[str, tuple[Loss, Loss, bool]] = {
-    FOCAL: (functools.partial(fl.sigmoid_focal_loss, alpha=ALPHA, gamma=GAMMA), torchvisions, False),
-    "quality_focal_loss": (fl.quality_focal_loss, mmdets_quality, True),
-    "varifocal_loss": (fl.varifocal_loss, mmdets_varifocal, True),
-    "asymmetric_loss_with_logits": (fl.asymmetric_loss_with_logits, timms, False),
-}
+LOSSES: dict[str, tuple[Loss, Loss, bool]] = dict(
+    zip(
+        FAMILY,
+        (
+            (functools.partial(fl.sigmoid_focal_loss, alpha=ALPHA, gamma=GAMMA), torchvisions, False),
+            (fl.quality_focal_loss, mmdets_quality, True),
+            (fl.varifocal_loss, mmdets_varifocal, True),
+            (fl.asymmetric_loss_with_logits, timms, False),
+        ),
+        strict=True,
+    )
+)
 
 
 def candidates(name: str, numel: int, dtype: torch.dtype, device: str) -> dict[str, Step]:
@@ -82,7 +88,7 @@ def cases(plan: Plan) -> Iterator[Case]:
     grid = [(torch.float32, e) for e in ((20, large) if plan.full else (20,))]
     if plan.device == "cuda":
         grid = [*grid, (torch.bfloat16, large)] if plan.full else [(torch.float32, large)]
-    for name in LOSSES if plan.full or plan.device == "cuda" else [FOCAL, "asymmetric_loss_with_logits"]:
+    for name in FAMILY if plan.full or plan.device == "cuda" else FAMILY[::3]:
         for dtype, exponent in grid:
             numel = 1 << exponent
             yield Case(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from . import report
-from .cases import ELEMENTWISE, FOCAL, LAYER, LIMITS, NAMES, OURS, PAIRS
+from .cases import ELEMENTWISE, FAMILY, LAYER, LIMITS, NAMES, OURS, PAIRS
 from .results import Row, comparisons, read, select
 from .variants import KEEPS_BLOCKS, SIZES, TABLE, VARIANTS, of_variant
 
@@ -65,7 +65,12 @@ def speed(rows: list[Row], kernel: str = ELEMENTWISE) -> str:
 
 
 def focal(rows: list[Row]) -> str:
-    return speed(rows, FOCAL)
+    """Of the losses that give less weight to what is classified well."""
+
+    def label(case: Case) -> str:
+        return f"`{case[OURS].kernel_name}`, {elements(case[OURS].x_value)}"
+
+    return times([case for name in FAMILY for case in select(rows, kernel=name)], "loss, elements", label)
 
 
 def headline(rows: list[Row]) -> str:
