@@ -143,7 +143,7 @@ def loss(
         checks.loss(input, target, weight, pos_weight, mask, count, reduction, *options)
         if options.loss != LOSS:
             return composite.bce(input, target, weight, pos_weight, mask, count, reduction, dtype, *options)
-        target, mask = composite.smoothed_target(input, target, mask, options)
+        target, mask = composite.smoothed_target(input, *targets.resolved(input, target, mask, options))
         options = Options()
     apply, operands = _apply, (input, target, weight, pos_weight, mask)
     if not plain and sharding.is_dtensor(input) and reduction != ops.NONE:

@@ -35,7 +35,6 @@ def smoothed_target(
     logits: Tensor, target: Tensor, mask: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor | None]:
     """The target with label smoothing worked in, differentiable in both, and the mask with what is ignored."""
-    target, mask, options = targets.resolved(logits, target, mask, options)
     there = targets.kept(target, mask, options.ignore_index, options.ignore_nan)
     y = target.to(torch.float64 if torch.float64 in (logits.dtype, target.dtype) else torch.float32)
     if there is not None:
@@ -168,6 +167,10 @@ def _terms(*operands: Any) -> tuple[_Terms, composite_powers.Power | None]:
     return terms, None if options.gamma is None else composite_powers.Focal(terms, options.gamma, options.alpha)
 
 
+def _added(value: Tensor, more: Tensor | None) -> Tensor:
+    return value if more is None else value + more
+
+
 # ---- The elementwise ops ------------------------------------------------------------------------------------------
 
 
@@ -211,12 +214,15 @@ def bce_backward(
     if wrt == ops.LOGITS:
         result = terms.by_logits()
         if power is not None:
-            result = power.weigh(result + product(power.slope_logits(), terms.loss()))
+            loss = terms.loss()
+            result = power.weigh(result + product(power.slope_logits(), loss))
+            result = _added(result, power.at_zero(loss, wrt))
     elif wrt == ops.TARGET:
         result = terms.by_target()
         if power is not None:
             loss = terms.unweighted_loss()
             result = power.weigh(result + power.slope_target_times(loss)) + power.by_own_weight(loss)
+            result = _added(result, power.at_zero(loss, wrt))
         result = terms.weighted(result * terms.constant(1 - given.label_smoothing))
     elif wrt == ops.WEIGHT:
         result = terms.unweighted_loss()

@@ -45,9 +45,12 @@ class Power(Protocol):
     def by_own_weight(self, loss: Tensor) -> Tensor:
         """q^gamma times the derivative of the loss's own weight by y, times the unweighted loss."""
 
+    def at_zero(self, loss: Tensor, wrt: int) -> Tensor | None:
+        """Where q is 0, what the derivative by the logits (``wrt`` 0) or the target lacks; None: nothing."""
+
 
 class Focal:
-    """alpha_t q^gamma and the derivatives of its logarithm, in the notation of ``csrc/losses.h``.
+    """alpha_t q^gamma and the derivatives of its logarithm, in the notation of ``csrc/focal.h``.
 
     Where c = 0, u is e, which may underflow; there u / e = (1 - c) + c / e stands for it, with a 1 / e that is kept
     finite: multiplied by c, it only matters to derivatives by the target.
@@ -101,6 +104,9 @@ class Focal:
     def by_own_weight(self, loss: Tensor) -> Tensor:
         return product(self.alpha_slope * self.power, loss)
 
+    def at_zero(self, loss: Tensor, wrt: int) -> Tensor | None:
+        return None
+
 
 class Quality:
     """|sigma(z) - y|^gamma. Varifocal: for y > 0 a weight of y instead, or none without iou_weighted; else alpha."""
@@ -117,22 +123,28 @@ class Quality:
             self.weight = torch.where(self.positive, y if options.iou_weighted else one, alpha)
             self.weight_slope = self.positive & options.iou_weighted
             y = torch.where(self.positive, 0, y)
-        z = terms.z
-        difference = (1 - y) * torch.sigmoid(z) - y * torch.sigmoid(-z)
-        hard_0, hard_1 = y == 0, y == 1
-        self.hard = hard_0 | hard_1
-        # where that is sigma of z or -z its logarithm has both tails
-        toward = torch.where(hard_0, z, -z)
-        self.none = ~self.hard & (difference == 0)
-        size = torch.where(self.hard | self.none, 1, difference).abs()
-        # no inf * 0: an infinite logarithm, of which nothing is differentiated, is a large one
-        tail = F.logsigmoid(torch.where(self.hard, toward.clamp_min(-(2.0**100)), 0))
+        largest, exponent = (2.0**1023, 700) if terms.dtype == torch.float64 else (2.0**127, 80)
+        z = terms.z.clamp(-largest, largest)  # no inf * 0 in what follows
+        self.step = torch.sigmoid(z) * torch.sigmoid(-z)
+        self.difference = (1 - y) * torch.sigmoid(z) - y * torch.sigmoid(-z)
+        self.hard_0 = y == 0
+        self.hard = self.hard_0 | (y == 1)
+        # There |d| is sigma of z or -z, whose logarithm has both tails, times what is 1 and says how it depends on y.
+        self.toward = torch.where(self.hard_0, z, -z)
+        self.grown = 1 + torch.exp(torch.where(self.hard, -self.toward, 0).clamp(-exponent, exponent))
+        self.beside = 1 - torch.where(self.hard, torch.where(self.hard_0, y, 1 - y), 0) * self.grown
+        self.none = ~self.hard & (self.difference == 0)
+        size = torch.where(self.hard | self.none, 1, self.difference).abs()
+        tail = F.logsigmoid(torch.where(self.hard, self.toward, 0)) + torch.log(self.beside)
         self.power = torch.exp(self.gamma * torch.where(self.hard, tail, torch.log(size)))
         self.power = torch.where(self.none & (self.gamma != 0), 0, self.power)
+        # |d|^gamma is smooth for an even gamma, and d^gamma
+        given = options.gamma if options.beta is None else options.beta
+        self.even = int(given) if given in (2, 4, 6, 8) else 0
+        if self.even:
+            self.power = torch.where(self.none, self.difference**self.even, self.power)
         if self.positive is not None:
             self.power = torch.where(self.positive, 1, self.power)
-        self.y, self.difference = y, difference
-        self.hard_0, self.toward = hard_0, toward
 
     def _over(self, value: Tensor) -> Tensor:
         """value / d for what is not hard, 0 where d is."""
@@ -148,22 +160,30 @@ class Quality:
         return value if self.weight is None else product(self.weight, value)
 
     def slope_logits(self) -> Tensor:
-        easy = torch.sigmoid(-self.toward)
+        easy = torch.sigmoid(-self.toward) / self.beside
         of_hard = torch.where(self.hard_0, easy, -easy)
-        z = self.terms.z
-        return self._of_powers(torch.where(self.hard, of_hard, self._over(torch.sigmoid(z) * torch.sigmoid(-z))))
+        return self._of_powers(torch.where(self.hard, of_hard, self._over(self.step)))
 
     def slope_target_times(self, loss: Tensor) -> Tensor:
         # of hard ones d is sigma(+-z), and loss / d stays finite: log1p(x) / x (1 + x) with x = exp(+-z)
         x = torch.exp(torch.where(self.hard, self.toward, 0).clamp(-700, 80))
         tiny = x < 1e-30
         ratio = torch.where(tiny, 1, torch.log1p(x) / torch.where(tiny, 1, x) * (1 + x))
-        unit = torch.where(self.toward > 0, product(1 + torch.exp(-self.toward.abs()), loss), 0)
+        ratio = torch.where(self.toward > 0, F.softplus(self.toward) * self.grown, ratio)
         terms = self.terms
-        weight = torch.where(self.hard_0, terms.negative, terms.positive)
-        of_hard = torch.where(self.toward > 0, unit, weight * ratio)
+        own = torch.where(self.hard_0, terms.negative, terms.positive)
+        other = torch.where(self.hard_0, terms.positive, terms.negative)  # 0, but not its derivative by y
+        of_hard = (product(own, ratio) + other * (F.softplus(-self.toward).clamp_max(700) * self.grown)) / self.beside
         of_hard = torch.where(self.hard_0, -of_hard, of_hard)
         return self._of_powers(torch.where(self.hard, of_hard, -self._over(loss)))
+
+    def at_zero(self, loss: Tensor, wrt: int) -> Tensor | None:
+        """Where d is 0, the derivative of an even power times the loss: 0, but not its own derivative."""
+        if not self.even:
+            return None
+        slope = self.even * self.difference ** (self.even - 1) * (self.step if wrt == 0 else -torch.ones_like(loss))
+        value = torch.where(self.none, product(slope, loss), 0)
+        return value if self.weight is None else product(self.weight, value)
 
     def by_own_weight(self, loss: Tensor) -> Tensor:
         if self.weight_slope is None:
@@ -208,13 +228,21 @@ class Asymmetric:
         of_positive = torch.where(negative, one, self.e)
         gamma_neg, gamma_pos = terms.constant(options.gamma_neg), terms.constant(options.gamma_pos)  # type: ignore[arg-type]
         self.gamma_slope = gamma_pos - gamma_neg
-        self.gamma = torch.where(y == 1, gamma_pos, gamma_neg + self.gamma_slope * y)
-        # where q is e / (1 + e), which may underflow
-        self.tail = ((y == 1) & ~negative) | ((y == 0) & negative if shifted is None else ~one.bool())
+        self.gamma = gamma_neg + self.gamma_slope * y
+        self.gamma = self.gamma + torch.where(y == 1, gamma_pos - (gamma_neg + self.gamma_slope), 0)
+        # where q is e / (1 + e), which may underflow; times what is 1 and says how it depends on y
+        self.is_positive = (y == 1) & ~negative
+        is_negative = (y == 0) & negative if shifted is None else ~one.bool()
+        self.tail = self.is_positive | is_negative
+        exponent = 700 if terms.dtype == torch.float64 else 80
+        self.grown = torch.exp(torch.where(self.tail, m, 0).clamp_max(exponent))
+        rest = torch.where(negative, one, self.grown) if shifted is None else u * self.grown
+        self.beside = torch.where(self.tail, y * torch.where(negative, self.grown, one) + (1 - y) * rest, 1)
         all_q = torch.where(self.tail, 1, y * of_positive + (1 - y) * u)  # (1 + e) q
         self.none = all_q == 0
         self.all_q = torch.where(self.none, 1, all_q)
-        self.log_q = torch.where(self.tail, -m, torch.log(self.all_q.abs())) - torch.log1p(self.e)
+        tail_or_not = torch.where(self.tail, torch.log(self.beside) - m, torch.log(self.all_q.abs()))
+        self.log_q = tail_or_not - torch.log1p(self.e)
         self.power = torch.where(self.none & (self.gamma != 0), 0, torch.exp(self.gamma * self.log_q))
         self.direction = torch.where(there, 1 - y, 0) - y
         self.by_y = of_positive - u
@@ -224,16 +252,25 @@ class Asymmetric:
 
     def slope_logits(self) -> Tensor:
         s = self.e / (1 + self.e)
-        ratio = torch.where(self.tail, 1 / (1 + self.e), torch.where(self.none, 0, s / self.all_q))
+        of_tail = 1 / ((1 + self.e) * self.beside)
+        ratio = torch.where(self.tail, of_tail, torch.where(self.none, 0, s / self.all_q))
         return self.gamma * self.direction * ratio
 
     def slope_target_times(self, loss: Tensor) -> Tensor:
         tiny = self.e == 0
         ratio = torch.where(tiny, 1, torch.log1p(self.e) / torch.where(tiny, 1, self.e))
-        over = (self.terms.positive + self.terms.negative) * ratio
+        terms = self.terms
+        own = torch.where(self.is_positive, terms.positive, terms.negative)
+        other = torch.where(self.is_positive, terms.negative, terms.positive)  # 0, but not its derivative by y
+        one = torch.ones_like(self.e)
+        of_other = torch.where(self.is_positive, terms.softplus(one), terms.softplus_minus(one)).clamp_max(700)
+        over = (own * ratio + other * (of_other * self.grown)) / self.beside
         over = torch.where(self.tail, over, torch.where(self.none, 0, loss / self.all_q))
         by_gamma = product(self.gamma_slope * torch.where(self.none, 0, self.log_q), loss)
         return by_gamma + product(self.gamma * self.by_y, over)
 
     def by_own_weight(self, loss: Tensor) -> Tensor:
         return torch.zeros_like(loss)
+
+    def at_zero(self, loss: Tensor, wrt: int) -> Tensor | None:
+        return None

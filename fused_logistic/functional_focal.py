@@ -75,7 +75,7 @@ def sigmoid_focal_loss(
         NotImplementedError: a dtype that is not supported.
 
     Formula: Lin, Goyal, Girshick, He and Dollár, "Focal loss for dense object detection" (2017);
-    ``csrc/losses.h`` derives its gradient.
+    ``csrc/focal.h`` derives its gradient.
     """
     if has_torch_function_variadic(inputs, targets, weight, pos_weight, mask, normalizer):
         return handle_torch_function(
@@ -292,7 +292,8 @@ def asymmetric_loss_with_logits(
         weight: :math:`w`, of a shape that broadcasts to that of ``input``, by which the loss is multiplied; or a
             number.
         pos_weight: the weight of the positive term, :math:`y \log(1 + e^{-z})`, likewise.
-        label_smoothing: :math:`s` in [0, 1], None being 0: the target becomes :math:`y (1 - s) + s / 2`.
+        label_smoothing: :math:`s` in [0, 1], None being 0: the target becomes :math:`y (1 - s) + s / 2`. A tensor is
+            differentiable and broadcasts to ``input``; the loss is then composed of torch's operations.
         ignore_index: elements whose target has this value contribute nothing to the loss and get no gradient, and
             ``"mean"`` divides by the number of those that remain.
         mask: bool, of a shape that broadcasts to that of ``input``; where it is False, as for ``ignore_index``.

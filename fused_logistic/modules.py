@@ -129,8 +129,8 @@ class AsymmetricLoss(torch.nn.Module):
             one element.
 
     Shape:
-        input: any; target: the same; mask: broadcasts to it; output: a scalar, or the shape of the input for
-        ``reduction="none"``.
+        input: any; target: the same, or class indices; mask: broadcasts to the input; output: a scalar, or the shape of
+        the input for ``reduction="none"``.
 
     Raises, dtypes and formula: see :func:`fused_logistic.asymmetric_loss_with_logits`.
     """

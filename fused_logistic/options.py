@@ -90,7 +90,8 @@ class Options(NamedTuple):
         if self.clip is not None and self.clip != 0 and not MIN_CLIP <= self.clip <= 1:
             raise ValueError(f"{op}: expected clip to be 0 or between {MIN_CLIP:g} and 1, got {self.clip:g}")
         if _is_out(self.alpha, 1):
-            raise ValueError(f"{op}: expected alpha between 0 and 1, or -1 for none, got {self.alpha:g}")
+            none = ", or -1 for none" if self.iou_weighted is None else ""
+            raise ValueError(f"{op}: expected alpha between 0 and 1{none}, got {self.alpha:g}")
 
 
 _DEFAULTS = Options()

@@ -232,9 +232,10 @@ def patch(*modules: ModuleType) -> Patch:
     before has a name of its own for torch's function: give its module to have that name replaced too. (A module that
     says so while a patch is in force gets ours, and keeps it.)
 
-    Losses that compute more than that have names of their own: ``torchvision.ops.sigmoid_focal_loss`` and mmdet's
-    ``py_sigmoid_focal_loss`` are ours as a whole, not only the cross entropy in them, in the modules that are given,
-    under whatever name they have them: ``fl.patch(torchvision.ops)``, ``fl.patch(mmdet.models.losses.focal_loss)``,
+    Losses that compute more than that have names of their own: ``torchvision.ops.sigmoid_focal_loss``, mmdet's
+    ``py_sigmoid_focal_loss`` and ``varifocal_loss``, and timm's ``AsymmetricLossMultiLabel`` (its ``forward``, so all
+    its instances) are ours as a whole, not only the cross entropy in them, in the modules that are given, under
+    whatever name they have them: ``fl.patch(torchvision.ops)``, ``fl.patch(mmdet.models.losses.focal_loss)``,
     ``fl.patch(torchvision.models.detection.retinanet)``. (mmdet's ``sigmoid_focal_loss``, whose targets are the numbers
     of classes, is a kernel of its own, and stays.)
 

@@ -113,7 +113,8 @@ DIVIDED = {"label": (3,), "row": (5, 1), "all": SHAPE}  # shapes of the weight
 
 def divided(place, normalizer, shape, placement="replicate"):
     """(loss, gradients) of a mean with a mask and ignored targets; ``place`` puts an operand where it belongs."""
-    z, (y, mask, ignore_index) = operands("plain")[0], selection("both")
+    z, (y, left_out) = operands("plain")[0], selection("both")
+    mask, ignore_index = left_out["mask"], left_out["ignore_index"]
     generator = torch.Generator().manual_seed(4)
     w = torch.rand(DIVIDED[shape], generator=generator, dtype=torch.double) + 0.1
     z, y, mask = (place(t, placement) for t in (z, y, mask))

@@ -35,10 +35,7 @@ def reduced(loss, reduction):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_value_and_gradient(reduction, member, device):
     """By the kernels, against the definition that autograd differentiates."""
-    logits, target = problem((50, 7))
-    if "clip" in member.options or "beta" in member.options:
-        # the derivative by a hard target is not that of the definition, whose power is 0 to a varying exponent
-        logits, target = problem((50, 7), inside=True)
+    logits, target = problem((50, 7), inside=True)
     logits, target = logits.to(device).requires_grad_(), target.to(device).requires_grad_()
     ours = member.public(logits, target, reduction=reduction)
     exact = reduced(member.reference(logits, target), reduction)
@@ -75,6 +72,63 @@ def test_gradcheck(reduction, member):
             loss = (loss**2).sum()
         third.append(loss)
     torch.testing.assert_close(*third, rtol=1e-7, atol=1e-12)
+
+
+def one_sided(function, y, h=1e-6):
+    """The derivative of an elementwise function at an end of [0, 1], from inside, to the order of h^2."""
+    step = torch.where(y == 1, -h, h)
+    return (-3 * function(y) + 4 * function(y + step) - function(y + 2 * step)) / (2 * step)
+
+
+@every
+def test_derivatives_by_hard_targets(member):
+    """Once by the kernel, by func.grad, jvp and of a learnt smoothing; mixed second ones, the same by both ways."""
+    z = torch.tensor([-4.0, -2, -0.5, 0.7, 2, 4], dtype=torch.double).repeat(2)
+    y = torch.tensor([0.0, 1], dtype=torch.double).repeat_interleave(6)
+    if "iou_weighted" in member.options:
+        z, y = z[6:], y[6:]  # the loss jumps at 0
+    loss = lambda z, y: member.public(z, y, reduction="none")  # noqa: E731
+    total = lambda z, y: loss(z, y).sum()  # noqa: E731
+    truth = one_sided(lambda y: loss(z, y), y)
+    leaf = y.clone().requires_grad_()
+    (kernel,) = torch.autograd.grad(total(z, leaf), leaf)
+    torch.testing.assert_close(kernel, truth, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(torch.func.grad(total, 1)(z, y), kernel, rtol=1e-9, atol=1e-13)
+    tangent = torch.func.jvp(lambda y: loss(z, y), (y,), (torch.ones_like(y),))[1]
+    torch.testing.assert_close(tangent, kernel, rtol=1e-9, atol=1e-13)
+    by_z = lambda y: torch.func.grad(total)(z, y)  # noqa: E731
+    mixed = torch.func.jvp(by_z, (y,), (torch.ones_like(y),))[1]
+    torch.testing.assert_close(mixed, one_sided(by_z, y), rtol=1e-4, atol=1e-7)
+    for first, second in ((0, 1), (1, 0)):
+        leaves = [z.clone().requires_grad_(), y.clone().requires_grad_()]
+        (grad,) = torch.autograd.grad(total(*leaves), leaves[first], create_graph=True)
+        torch.testing.assert_close(torch.autograd.grad(grad.sum(), leaves[second])[0], mixed, rtol=1e-9, atol=1e-13)
+    if "clip" in member.options:
+        s = torch.zeros((), dtype=torch.double, requires_grad=True)
+        (by_s,) = torch.autograd.grad(member.public(z, y, reduction="sum", label_smoothing=s), s)
+        torch.testing.assert_close(by_s, (kernel * (0.5 - y)).sum(), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("beta", [2.0, 4.0])
+def test_derivatives_where_sigma_is_the_target(beta):
+    """(sigma(z) - y)^beta is smooth there: its derivatives of the order of beta are not 0."""
+    z, y = torch.zeros(1, dtype=torch.double, requires_grad=True), torch.full((1,), 0.5, dtype=torch.double)
+    value = fl.quality_focal_loss(z, y, beta).sum()
+    exact = ((torch.sigmoid(z) - y) ** int(beta) * F.binary_cross_entropy_with_logits(z, y, reduction="none")).sum()
+    for _ in range(int(beta)):
+        (value,), (exact,) = (torch.autograd.grad(t.sum(), z, create_graph=True) for t in (value, exact))
+        torch.testing.assert_close(value, exact, rtol=1e-9, atol=1e-14)
+    assert exact.abs().item() > 1e-3
+
+
+@every
+def test_func_grad_at_infinite_logits(member):
+    z = torch.tensor([torch.inf, -torch.inf, torch.inf, -torch.inf], dtype=torch.double)
+    y = torch.tensor([0.0, 1, 1, 0], dtype=torch.double)
+    leaf = z.clone().requires_grad_()
+    (kernel,) = torch.autograd.grad(member.public(leaf, y, reduction="sum"), leaf)
+    composed = torch.func.grad(lambda z: member.public(z, y, reduction="sum"))(z)
+    assert not kernel.isnan().any() and not composed.isnan().any()
 
 
 @every

@@ -309,3 +309,13 @@ def test_module(bias):
     torch.testing.assert_close(head.predict_proba(x), linear(x).sigmoid())
     assert {n for n, _ in head.named_buffers()} == {"loss_weight", "pos_weight"}
     assert torch.equal(head(x), head.logits(x))
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([True, True, False, True, True])])
+def test_one_label_with_integer_targets_and_a_smoothing_that_is_learnt(mask):
+    """Integers of a dimension less than the input are no class indices here."""
+    x, w, y = torch.randn(5, 3, dtype=torch.double), torch.randn(3, dtype=torch.double), torch.randint(0, 2, (5,))
+    s = torch.tensor(0.1, dtype=torch.double, requires_grad=True)
+    losses = [fl.linear_binary_cross_entropy(x, w, t, label_smoothing=s, mask=mask) for t in (y, y.double())]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, s)[0] for loss in losses))
