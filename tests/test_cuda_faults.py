@@ -45,11 +45,12 @@ GENERAL = "".join(
         "Bce, Terms::kAll",
         "FocalLossOf<false>, Terms::kAll",
         "FocalLossOf<true>, Terms::kAll",
-        "QualityLossOf<true>, Terms::kAll",
-        "QualityLossOf<false>, Terms::kAll",
-        "AsymmetricLossOf<true>, Terms::kAll",
-        "AsymmetricLossOf<false>, Terms::kAll",
     )
+)
+FAMILY = "".join(
+    KERNEL.format(f"kLossSumAndGrad, {kind}LossOf<{whole}>, Terms::kAll, General<float>")
+    for kind in ("Quality", "Asymmetric")
+    for whole in ("true", "false")
 )
 GRADIENTS = "".join(
     KERNEL.format(f"kGradLogits, Bce, {kernel}")
@@ -158,7 +159,8 @@ FAULTS = {
         "q above 1 as one below": fault(
             "power_of", "exp_two_parts(x, rest, any_positive)", "exp_two_parts(x, rest, false)"
         ),
-        # its kin
+    },
+    FAMILY: {
         "positives with a power": fault("quality", "select(positive, one, power.value)", "power.value"),
         "no quality of positives": fault("quality_weight", "constants.iou_weighted ? y : one", "one"),
         "beside the target, another sign": fault("quality", "select(difference < zero, one, -one)", "one"),
@@ -341,13 +343,6 @@ def check_general(module):
     for gamma in (3.0, 5.0):
         agree(module, logits, torch.where(mask, 3 * torch.rand(shape) - 1, 1e8), gamma=gamma)
     agree(module, logits, (target == 1).float(), pos_weight=torch.tensor([np.inf, 1, 0]).repeat(34)[:101])
-    mixed = torch.where(mask, torch.rand(shape), (target == 1).float())  # soft beside hard
-    for losses in (
-        {"beta": 3.0}, {"beta": 1.5}, {"gamma": 2.0, "alpha": 0.3, "iou_weighted": True},
-        {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05}, {"gamma_neg": 2.3, "gamma_pos": 0.7, "clip": 0.05},
-    ):  # fmt: skip
-        agree(module, logits, mixed, **losses)
-        agree(module, logits, (target == 1).float(), **losses)
     for n in (1, 101):  # what pads the last vector would have a loss
         agree(module, logits[:1, :n], torch.rand(1, n), label_smoothing=0.1)
         agree(module, logits[:1, :n], torch.rand(1, n), weight=torch.rand(1, n))
@@ -377,6 +372,19 @@ def check_large_indices(module):
     assert same_bits(torch.from_numpy(out.read()).view(1, n), on_cpu(Output.LossSumAndGrad, logits, target).out)
 
 
+def check_family(module):
+    torch.manual_seed(0)
+    shape = (30, 101)
+    logits, target = 4 * torch.randn(shape), torch.randint(0, 2, shape).float()
+    mixed = torch.where(torch.rand(shape) < 0.5, torch.rand(shape), target)  # soft beside hard
+    for losses in (
+        {"beta": 3.0}, {"beta": 1.5}, {"gamma": 2.0, "alpha": 0.3, "iou_weighted": True},
+        {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05}, {"gamma_neg": 2.3, "gamma_pos": 0.7, "clip": 0.05},
+    ):  # fmt: skip
+        both_agree(module, logits, mixed, general=True, **losses)
+        both_agree(module, logits, target, general=True, **losses)
+
+
 def check_gradients(module):
     logits, target = torch.randn(1, 1031), torch.rand(1, 1031)
     made = torch.full_like(logits, torch.nan)
@@ -403,12 +411,13 @@ CHECKS = {
     PLAIN: check_plain,
     TYPED: check_typed,
     GENERAL: check_general,
+    FAMILY: check_family,
     GRADIENTS: check_gradients,
     PAIRS: check_pairs,
 }
 
 
-@pytest.mark.parametrize("kernels", CHECKS, ids=["plain", "typed", "general", "gradients", "pairs"])
+@pytest.mark.parametrize("kernels", CHECKS, ids=["plain", "typed", "general", "family", "gradients", "pairs"])
 def test_without_a_fault(kernels, tmp_path):
     CHECKS[kernels](build(tmp_path, kernels))
 
