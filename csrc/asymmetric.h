@@ -3,10 +3,11 @@
 // (Ridnik, Ben-Baruch, Zamir, Noy, Friedman, Protter and Zelnik-Manor, "Asymmetric Loss For Multi-Label Classification")
 //   p_m = max(sigma(z) - clip, 0),   q = y sigma(-z) + (1 - y) p_m,   gamma = gamma_pos y + gamma_neg (1 - y)
 //   loss = q^gamma (a softplus(-z) - b log(1 - p_m))
-// With U = (1 + e) p_m before it is cut at 0 and R = (1 + e) (1 - p_m), both of which have no subtraction but U's:
-//   z < 0:   U = (1 - clip) e - clip,   R = 1 + clip + clip e
-//   z >= 0:  U = (1 - clip) - clip e,   R = clip + (1 + clip) e
+// With A = (1 + e) sigma(z) and B = (1 + e) sigma(-z), of which the larger is 1 and the other e, U = (1 + e) p_m before it is cut
+// at 0 and R = (1 + e) (1 - p_m) have no subtraction but U's:
+//   U = (1 - clip) A - clip B,   R = clip A + (1 + clip) B
 //   -log(1 - p_m) = log1p(U / R),   its derivative s / R,   dq/dz = ((1 - y) [U > 0] - y) s (1 - s)
+// The loss and its gradient are within 4 + 2.8 gamma ulp: tests/test_family_exact.py.
 // Where clip = 0 that is softplus(z) and sigma(z), from which both tails keep all their digits. Where it is not, U is the
 // difference that the loss is made of: an ulp of sigma(z) is lost there, as in whatever computes with sigma(z).
 #pragma once
@@ -32,18 +33,19 @@ FL_FN AsymmetricConstants<S> asymmetric_constants(double gamma_neg, double gamma
           S(1 + clip)};
 }
 
-// (1 + e) times p_m and 1 - p_m.
+// (1 + e) times sigma(z), sigma(-z), p_m and 1 - p_m.
 template <class V>
 struct Shifted {
-  V u, r;
+  V plus, minus, u, r;
 };
 template <class V>
 FL_FN Shifted<V> shifted(const Logit<V>& logit, const AsymmetricConstants<typename Value<V>::Scalar>& constants) {
-  const V clip = splat<V>(constants.clip), opposite = splat<V>(constants.opposite);
-  const V together = splat<V>(constants.together);
-  const auto negative = logit.z < splat<V>(0);
-  const V u = fma(select(negative, opposite, -clip), logit.e, select(negative, -clip, opposite));
-  return {at_least(u, splat<V>(0)), fma(select(negative, clip, together), logit.e, select(negative, together, clip))};
+  const V zero = splat<V>(0), one = splat<V>(1), clip = splat<V>(constants.clip);
+  const auto negative = logit.z < zero;
+  const V plus = select(negative, logit.e, one), minus = select(negative, one, logit.e);
+  if (constants.clip == 0) return {plus, minus, plus, minus};
+  const V u = fma(splat<V>(constants.opposite), plus, -(clip * minus));
+  return {plus, minus, at_least(u, zero), fma(clip, plus, splat<V>(constants.together) * minus)};
 }
 
 // The exponent of a soft target, gamma_neg + (gamma_pos - gamma_neg) y, in two parts.
@@ -85,91 +87,82 @@ FL_RARE_FN AsymmetricPower<V> asymmetric_power(const Logit<V>& logit, V y, V all
   return {select(tail, power, select(none & (gamma.high != zero), zero, power)), gamma.high, high + low, tail};
 }
 
-// power: q^gamma, slope: its derivative by z; sigma: the derivative of -log(1 - p_m); small: that logarithm or, where the
-// target is 1, log1p(e). hard: where the target is 0 or 1.
+// q^gamma and its derivative; the derivatives of softplus(-z) and of -log(1 - p_m), and that logarithm or, where the target is
+// 1, log1p(e). hard: where the target is 0 or 1; soft: whether any is not; clipped: whether clip is not 0.
 template <class V>
 struct Asymmetric {
-  V power, slope, sigma, small;
+  V power, slope, minus, sigma, small;
   decltype(V() == V()) hard;
-  bool soft, clipped;  // whether any target is not hard; whether clip is not 0
+  bool soft, clipped;
 };
 
-// kWhole: both gammas are 0, 1, 2, 3 or 4. What a target comes to does not depend on whether its neighbours are soft.
-template <bool kWhole, class V>
+// kWhole: both gammas are 0, 1, 2, 3 or 4; kHard: no target is soft. What a target comes to does not depend on whether its
+// neighbours are.
+template <bool kWhole, bool kHard, class V>
 FL_FN Asymmetric<V> asymmetric(const Logit<V>& logit, V y,
                                const AsymmetricConstants<typename Value<V>::Scalar>& constants) {
-  const V zero = splat<V>(0), one = splat<V>(1), e = logit.e, s = sigma_minus(e), other = one - s;
-  const auto negative = logit.z < zero, positive = y != zero;
-  const decltype(zero == zero) hard = (y == zero) | (y == one);
-  const bool soft = Value<V>::any(positive & (y != one)), clipped = constants.clip != 0;
-  V u = select(negative, e, one), sigma = select(negative, s, other), small = zero;
-  if (clipped) {
-    const Shifted<V> at = shifted(logit, constants);
-    u = at.u;
-    sigma = select(u == zero, zero, s / at.r);
-    small = log1p_large(select(y == one, e, u / at.r));
+  const V zero = splat<V>(0), one = splat<V>(1), e = logit.e;
+  const auto positive = y != zero;
+  const Shifted<V> at = shifted(logit, constants);
+  Asymmetric<V> of = {};
+  of.hard = (y == zero) | (y == one);
+  of.soft = !kHard && Value<V>::any(positive & (y != one));
+  of.clipped = constants.clip != 0;
+  V inverse;         // 1 / (1 + e)
+  if (of.clipped) {  // three quotients, and one division: by (1 + e) R
+    const V d = one + e, both = one / (d * at.r);
+    inverse = at.r * both;
+    of.sigma = select(at.u == zero, zero, e * both);
+    of.small = log1p_large(select(y == one, e, at.u * (d * both)));
+  } else {
+    inverse = one - sigma_minus(e);
   }
-  const V of_positive = select(negative, one, e);  // (1 + e) sigma(-z)
-  V all = select(positive, of_positive, u);        // (1 + e) q
-  V direction = select(positive, -one, select(u == zero, zero, one));
-  if (soft) {
-    all = fma(y, of_positive, (one - y) * u);
-    direction = select(u == zero, zero, one - y) - y;
+  of.minus = at.minus * inverse;
+  V all = select(positive, at.minus, at.u);  // (1 + e) q
+  V direction = select(positive, -one, select(at.u == zero, zero, one));
+  if (of.soft) {
+    all = fma(y, at.minus, (one - y) * at.u);
+    direction = select(at.u == zero, zero, one - y) - y;
   }
-  Power<V> whole = {one, zero};
+  const V s = e * inverse;
   if constexpr (kWhole) {
-    const V q = all * other;
+    const V q = all * inverse;
     const Power<V> of_y = whole_power(q, constants.positive.gamma), rest = whole_power(q, constants.negative.gamma);
-    whole = {select(positive, of_y.value, rest.value),
-             select(positive, of_y.slope, rest.slope) * (direction * (s * other))};
-    if (!soft) return {whole.value, whole.slope, sigma, small, hard, soft, clipped};
+    of.power = select(positive, of_y.power, rest.power);
+    of.slope = select(positive, of_y.slope, rest.slope) * (direction * (s * inverse));
+    if (!of.soft) return of;
   }
-  const AsymmetricPower<V> by_log = asymmetric_power(logit, y, all, soft, constants);
+  const AsymmetricPower<V> by_log = asymmetric_power(logit, y, all, of.soft, constants);
   // s / ((1 + e) q), which is 1 - s where q is s
   const auto none = all == zero;
-  const V ratio = select(by_log.tail, other, select(none, zero, s / select(none, one, all)));
+  const V ratio = select(by_log.tail, inverse, select(none, zero, s / select(none, one, all)));
   const V slope = by_log.power * (by_log.gamma * direction * ratio);
-  if constexpr (!kWhole) return {by_log.power, slope, sigma, small, hard, soft, clipped};
-  return {select(hard, whole.value, by_log.power), select(hard, whole.slope, slope), sigma, small, hard, soft, clipped};
+  of.power = kWhole ? select(of.hard, of.power, by_log.power) : by_log.power;
+  of.slope = kWhole ? select(of.hard, of.slope, slope) : slope;
+  return of;
 }
 
-// Within 4 + 2.8 gamma ulp, and so is the gradient: tests/test_family_exact.py.
+// The loss without its power.
 template <class V>
 FL_FN V asymmetric_loss(const Logit<V>& logit, const TermWeights<V>& weights, const Asymmetric<V>& of) {
-  const V zero = splat<V>(0), m = select(logit.z < zero, -logit.minus_m, zero);
-  V value;
-  if (!of.clipped) {
-    value = loss(logit, weights);
-  } else {
-    value = add_term(weights.positive, m, weights.sum * of.small);
-    if (of.soft || weights.infinite) {
-      const V softplus = m + log1p_unit(logit.e);
-      const V both = add_term(weights.positive, softplus, weights.negative * of.small);
-      value = select(of.hard, value, both);
-      const V by_terms = product(weights.positive, softplus) + product(weights.negative, of.small);
-      if (weights.infinite) value = unless_nan(value, by_terms);
-    }
+  if (!of.clipped) return loss(logit, weights);
+  const V m = select(logit.z < splat<V>(0), -logit.minus_m, splat<V>(0));
+  V value = add_term(weights.positive, m, weights.sum * of.small);
+  if (of.soft || weights.infinite) {
+    const V minus = m + log1p_unit(logit.e);
+    value = select(of.hard, value, add_term(weights.positive, minus, weights.negative * of.small));
+    const V by_terms = product(weights.positive, minus) + product(weights.negative, of.small);
+    if (weights.infinite) value = unless_nan(value, by_terms);
   }
-  return add_term(of.power, value, zero);
+  return value;
 }
-
-// d loss / dz = q^gamma (b s / R - a sigma(-z)) + (d q^gamma / dz) loss, times factor.
+// And its derivative: b s / R - a sigma(-z).
 template <class V>
-FL_FN V asymmetric_grad_logit(const Logit<V>& logit, const TermWeights<V>& weights, const Asymmetric<V>& of, V factor) {
-  const V zero = splat<V>(0);
-  Asymmetric<V> alone = of;
-  alone.power = splat<V>(1);
-  V change;
-  if (!of.clipped) {
-    change = grad_logit(logit, weights, splat<V>(1));
-  } else {
-    const V s = sigma_minus(logit.e), minus = select(logit.z < zero, splat<V>(1) - s, s);
-    change = fma(weights.negative, of.sigma, -(weights.positive * minus));
-    if (weights.infinite) {
-      change = unless_nan(change, product(weights.negative, of.sigma) - product(weights.positive, minus));
-    }
-  }
-  return add_term(of.power, change, add_term(of.slope, asymmetric_loss(logit, weights, alone), zero)) * factor;
+FL_FN V asymmetric_grad_logit(const Logit<V>& logit, const TermWeights<V>& weights, const Asymmetric<V>& of) {
+  if (!of.clipped) return grad_logit(logit, weights, splat<V>(1));
+  const V change = fma(weights.negative, of.sigma, -(weights.positive * of.minus));
+  const V by_terms = product(weights.negative, of.sigma) - product(weights.positive, of.minus);
+  return weights.infinite ? unless_nan(change, by_terms) : change;
 }
 
 // d loss / dy = w q^gamma (p softplus(-z) + log(1 - p_m) + loss ((gamma_pos - gamma_neg) log q + gamma (dq/dy) / q)), the loss
@@ -178,23 +171,18 @@ template <class V>
 FL_RARE_FN V asymmetric_grad_target(const Logit<V>& logit, V y, V p, V w,
                                     const AsymmetricConstants<typename Value<V>::Scalar>& constants,
                                     bool infinite = false) {
-  const V zero = splat<V>(0), one = splat<V>(1), l = log1p_unit(logit.e);
-  const auto negative = logit.z < zero;
-  V u = select(negative, logit.e, one), softplus = select(negative, zero, -logit.minus_m) + l;
-  if (constants.clip != 0) {
-    const Shifted<V> at = shifted(logit, constants);
-    u = at.u;
-    softplus = log1p_large(u / at.r);
-  }
-  const V minus = select(negative, -logit.minus_m, zero) + l, of_positive = select(negative, one, logit.e);
-  const V all = fma(y, of_positive, (one - y) * u), weighted = p * y, whole = fma(p, y, one - y);
-  const V value = add_term(weighted, minus, add_term(one - y, softplus, zero));
+  const V zero = splat<V>(0), one = splat<V>(1);
+  const Shifted<V> at = shifted(logit, constants);
+  const V minus = softplus(logit, /*minus=*/true);
+  const V plus = constants.clip == 0 ? softplus(logit, /*minus=*/false) : log1p_large(at.u / at.r);
+  const V all = fma(y, at.minus, (one - y) * at.u), weighted = p * y, whole = fma(p, y, one - y);
+  const V value = add_term(weighted, minus, add_term(one - y, plus, zero));
   const AsymmetricPower<V> by_log = asymmetric_power(logit, y, all, true, constants);
   const auto none = all == zero;
   const V over = select(by_log.tail, whole * log1p_ratio(logit.e), select(none, zero, value / select(none, one, all)));
-  V change = add_term(p, minus, -softplus);
+  V change = add_term(p, minus, -plus);
   change = add_term(splat<V>(constants.slope) * select(none & (logit.e != zero), zero, by_log.log_q), value, change);
-  change = add_term(by_log.gamma * (of_positive - u), over, change);
+  change = add_term(by_log.gamma * (at.minus - at.u), over, change);
   const V result = add_term(by_log.power, change, zero);
   return infinite ? product(w, result) : w * result;
 }

@@ -22,10 +22,12 @@ struct Coefficients<float> {
   static constexpr float ln2_low = 0x1.7f7d1cp-20f;
   // log: 2^64 u is normal for every u above 0.
   static constexpr float log_scale = 0x1p+64f;
-  // With the biased exponent of that in its lowest bits it is itself plus the exponent.
+  // With a biased exponent in its lowest bits it is itself plus the exponent.
   static constexpr float log_shifter = 0x1p+23f;
-  // What is subtracted then, so that n is left: log_shifter, the bias and 64.
-  static constexpr float log_unshift = 0x1.00017ep+23f;
+  // What is subtracted then, so that n is left: log_shifter and the bias.
+  static constexpr float log_unshift = 0x1.0000fep+23f;
+  // And 64, where it was scaled.
+  static constexpr float log_unshift_scaled = 0x1.00017ep+23f;
   // 2^bias. Its bits less the exponent's bits of x are the power of 2 that scales x to [1, 2).
   static constexpr float log_invert = 0x1p+127f;
 
@@ -79,10 +81,12 @@ struct Coefficients<double> {
   static constexpr double ln2_low = 0x1.ef35793c7673p-45;
   // log: 2^64 u is normal for every u above 0.
   static constexpr double log_scale = 0x1p+64;
-  // With the biased exponent of that in its lowest bits it is itself plus the exponent.
+  // With a biased exponent in its lowest bits it is itself plus the exponent.
   static constexpr double log_shifter = 0x1p+52;
-  // What is subtracted then, so that n is left: log_shifter, the bias and 64.
-  static constexpr double log_unshift = 0x1.000000000043fp+52;
+  // What is subtracted then, so that n is left: log_shifter and the bias.
+  static constexpr double log_unshift = 0x1.00000000003ffp+52;
+  // And 64, where it was scaled.
+  static constexpr double log_unshift_scaled = 0x1.000000000043fp+52;
   // 2^bias. Its bits less the exponent's bits of x are the power of 2 that scales x to [1, 2).
   static constexpr double log_invert = 0x1p+1023;
 

@@ -272,13 +272,18 @@ def coefficients_struct(f):
         ("", "ln2_low", f.round(log(2) - ln2_high)),
         (f"log: 2^{LOG_SCALE} u is normal for every u above 0.", "log_scale", ldexp(1, LOG_SCALE)),
         (
-            "With the biased exponent of that in its lowest bits it is itself plus the exponent.",
+            "With a biased exponent in its lowest bits it is itself plus the exponent.",
             "log_shifter",
             ldexp(1, mantissa_bits),
         ),
         (
-            f"What is subtracted then, so that n is left: log_shifter, the bias and {LOG_SCALE}.",
+            "What is subtracted then, so that n is left: log_shifter and the bias.",
             "log_unshift",
+            ldexp(1, mantissa_bits) + f.exponent_bias,
+        ),
+        (
+            f"And {LOG_SCALE}, where it was scaled.",
+            "log_unshift_scaled",
             ldexp(1, mantissa_bits) + f.exponent_bias + LOG_SCALE,
         ),
         (

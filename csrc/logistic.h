@@ -213,18 +213,19 @@ template <class V>
 struct TwoParts {
   V high, low;
 };
-// The power of 2 up to which x reaches, scaled = log_scale x being a normal number above 0: 2^n <= x < 2^(n + 1).
+// The power of 2 up to which x reaches, a normal number above 0: 2^n <= x < 2^(n + 1). unshift: log_unshift, or, so that n is
+// that of x before it was scaled, log_unshift_scaled.
 template <class V>
 struct PowerOfTwo {
-  V n, scaled, inverse;  // scaled: log_scale 2^n; inverse: 1 / scaled
+  V n, power, inverse;  // power: 2^n as x has it; inverse: 1 / power
 };
 template <class V>
-FL_FN PowerOfTwo<V> power_of_two(V scaled) {
+FL_FN PowerOfTwo<V> power_of_two(V x, typename Value<V>::Scalar unshift) {
   using C = Coefficients<typename Value<V>::Scalar>;
-  const auto exponent = Value<V>::to_bits(scaled) >> C::mantissa_bits;
+  const auto exponent = Value<V>::to_bits(x) >> C::mantissa_bits;
   const V shifted = Value<V>::from_bits(exponent | Value<V>::to_bits(splat<V>(C::log_shifter)));
   const auto bits = exponent << C::mantissa_bits;
-  return {shifted - splat<V>(C::log_unshift), Value<V>::from_bits(bits),
+  return {shifted - splat<V>(unshift), Value<V>::from_bits(bits),
           Value<V>::from_bits(Value<V>::to_bits(splat<V>(C::log_invert)) - bits)};
 }
 // At most 2.1 (float) and 2.0 (double) ulp of 1/2 for u in (0, 2^62], however large the logarithm is.
@@ -233,19 +234,19 @@ template <class V>
 FL_FN TwoParts<V> log_unit(V u) {
   using C = Coefficients<typename Value<V>::Scalar>;
   const V scaled = u * splat<V>(C::log_scale);
-  const PowerOfTwo<V> power = power_of_two(scaled);
-  const V fraction = scaled * power.inverse - splat<V>(1);  // by multiplication, so that NaN stays
-  return {power.n * splat<V>(C::ln2_high), fma(power.n, splat<V>(C::ln2_low), log1p_unit(fraction))};
+  const PowerOfTwo<V> of = power_of_two(scaled, C::log_unshift_scaled);
+  const V fraction = scaled * of.inverse - splat<V>(1);  // by multiplication, so that NaN stays
+  return {of.n * splat<V>(C::ln2_high), fma(of.n, splat<V>(C::ln2_low), log1p_unit(fraction))};
 }
 // At most 1.6 (float) and 1.5 (double) ulp for q in [0, 2^32].
 // log1p(q): 1 + q = 2^n (1 + f) with f = (q - (2^n - 1)) / 2^n. Below 1, f is q; q - (2^n - 1) is exact up to 2^24.
 template <class V>
 FL_FN V log1p_large(V q) {
   using C = Coefficients<typename Value<V>::Scalar>;
-  const V scale = splat<V>(C::log_scale);
-  const PowerOfTwo<V> power = power_of_two((splat<V>(1) + q) * scale);
-  const V fraction = (q * scale - (power.scaled - scale)) * power.inverse;
-  return fma(power.n, splat<V>(C::ln2_high), fma(power.n, splat<V>(C::ln2_low), log1p_unit(fraction)));
+  const V one = splat<V>(1);
+  const PowerOfTwo<V> of = power_of_two(one + q, C::log_unshift);
+  const V fraction = (q - (of.power - one)) * of.inverse;
+  return fma(of.n, splat<V>(C::ln2_high), fma(of.n, splat<V>(C::ln2_low), log1p_unit(fraction)));
 }
 
 // ---- The logistic loss -------------------------------------------------------------------------------------------
@@ -288,10 +289,12 @@ FL_FN V unless_underflown(const Logit<V>& logit, V small) {
   const V least = splat<V>(Coefficients<typename Value<V>::Scalar>::exp_unbias);
   return select(logit.minus_m == splat<V>(-__builtin_inff()), small, at_least(small, least));
 }
+// softplus(-z) where minus, else softplus(z).
 template <class V>
-FL_FN V softplus_of(const Logit<V>& logit, bool minus) {
-  const V l = log1p_unit(logit.e), small = unless_underflown(logit, l), large = l - logit.minus_m;
-  return minus ? select(logit.z < splat<V>(0), large, small) : select(logit.z < splat<V>(0), small, large);
+FL_FN V softplus(const Logit<V>& logit, bool minus, bool infinite = false) {
+  const auto negative = logit.z < splat<V>(0);
+  const V l = log1p_unit(logit.e), large = l - logit.minus_m, small = infinite ? unless_underflown(logit, l) : l;
+  return minus ? select(negative, large, small) : select(negative, small, large);
 }
 
 // At most 4.5 (float) and 4.5 (double) ulp for every z; 2.2 and 2.5 for targets 0 and 1 with p = w = 1.
@@ -301,8 +304,8 @@ FL_FN V loss(const Logit<V>& logit, const TermWeights<V>& weights) {
   const V dominant = select(logit.z < splat<V>(0), weights.positive, weights.negative);
   const V value = add_term(dominant, -logit.minus_m, weights.sum * log1p_unit(logit.e));
   if (!weights.infinite) return value;
-  return unless_nan(value, product(weights.positive, softplus_of(logit, /*minus=*/true)) +
-                               product(weights.negative, softplus_of(logit, /*minus=*/false)));
+  return unless_nan(value, product(weights.positive, softplus(logit, /*minus=*/true, true)) +
+                               product(weights.negative, softplus(logit, /*minus=*/false, true)));
 }
 
 // The sum of many losses whose a + b is 1: log1p(q) + linear. With q = (1 + e_1) ... (1 + e_n) - 1 their l have the sum
@@ -359,9 +362,8 @@ FL_FN V grad_target(const Logit<V>& logit, V p, V w, bool infinite = false) {
 // d loss / dp = w y softplus(-z)
 template <class V>
 FL_FN V grad_pos_weight(const Logit<V>& logit, V y, V w, bool infinite = false) {
-  const V softplus = select(logit.z < splat<V>(0), -logit.minus_m, splat<V>(0)) + log1p_unit(logit.e);
-  const V value = add_term(w * y, softplus, splat<V>(0));
-  return infinite ? unless_nan(value, product(product(w, y), softplus_of(logit, /*minus=*/true))) : value;
+  const V value = add_term(w * y, softplus(logit, /*minus=*/true), splat<V>(0));
+  return infinite ? unless_nan(value, product(product(w, y), softplus(logit, /*minus=*/true, true))) : value;
 }
 
 // Label smoothing s moves the target towards 1/2: y (1 - s) + s / 2.

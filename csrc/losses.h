@@ -43,20 +43,16 @@ using SettingsOf = Settings<typename Value<V>::Scalar>;
 // ---- The losses --------------------------------------------------------------------------------------------------
 // Each has, of the smoothed target y, pos_weight p and weight w:
 //   kWhole       whether its exponents are 0, 1, 2, 3 or 4, and it is for arithmetic in fp32
-//   weight(w)    the weight of the element's terms, from which their TermWeights are made; infinite: as there
-//   Factors      what the value and the derivatives share beside the Logit. (If it held the Logit too, GCC would keep
+//   kHardIsLess  whether it has much less to do where all targets are known to be 0 or 1
+//   factors      what the value and the derivatives share beside the Logit. (If it held the Logit too, GCC would keep
 //                both in memory: the focal loss takes 45 % longer with AVX2.)
 //   value, and the derivatives by_logit (times factor), by_target, by_pos_weight; by weight it is the value for w = 1
 
 struct Bce {
-  static constexpr bool kWhole = false;
+  static constexpr bool kWhole = false, kHardIsLess = false;
   template <class V>
   struct Factors {};
-  template <class V>
-  FL_FN V weight(V w, V, const SettingsOf<V>&, bool) {
-    return w;
-  }
-  template <class V>
+  template <bool kHard, class V>
   FL_FN Factors<V> factors(const Logit<V>&, V, const SettingsOf<V>&) {
     return {};
   }
@@ -65,121 +61,99 @@ struct Bce {
     return loss(of, terms);
   }
   template <class V>
-  FL_FN V by_logit(const Logit<V>& of, const Factors<V>&, const TermWeights<V>& terms, V, V factor,
-                   const SettingsOf<V>&) {
+  FL_FN V by_logit(const Logit<V>& of, const Factors<V>&, const TermWeights<V>& terms, V factor) {
     return grad_logit(of, terms, factor);
   }
   template <class V>
-  FL_FN V by_target(const Logit<V>& of, const Factors<V>&, V, V p, V w, const SettingsOf<V>&, bool infinite) {
+  FL_FN V by_target(const Logit<V>& of, V, V p, V w, const SettingsOf<V>&, bool infinite) {
     return grad_target(of, p, w, infinite);
   }
   template <class V>
-  FL_FN V by_pos_weight(const Logit<V>& of, const Factors<V>&, V y, V w, const SettingsOf<V>&, bool infinite) {
+  FL_FN V by_pos_weight(const Logit<V>& of, const Factors<V>&, V y, V w, bool infinite) {
     return grad_pos_weight(of, y, w, infinite);
   }
 };
 
-template <bool kWholePowers>
-struct FocalLossOf {
-  static constexpr bool kWhole = kWholePowers;
+// A power, and a weight of the loss's own, times a loss that L has as plain and plain_by_logit.
+// A power of 0 makes 0 of any loss, of an infinite one too; a derivative is infinite only where a weight is.
+template <class L>
+struct Powered {
+  template <class V, class Factors>
+  FL_FN V value(const Logit<V>& of, const Factors& factors, const TermWeights<V>& terms) {
+    return add_term(factors.power, L::plain(of, factors, terms), splat<V>(0));
+  }
+  template <class V, class Factors>
+  FL_FN V by_logit(const Logit<V>& of, const Factors& factors, const TermWeights<V>& terms, V factor) {
+    const V slope = add_term(factors.slope, L::plain(of, factors, terms), splat<V>(0));
+    const V plain = L::plain_by_logit(of, factors, terms), change = fma(factors.power, plain, slope);
+    return (terms.infinite ? unless_nan(change, add_term(factors.power, plain, slope)) : change) * factor;
+  }
+  template <class V, class Factors>
+  FL_FN V by_pos_weight(const Logit<V>& of, const Factors& factors, V y, V w, bool infinite) {
+    return add_term(factors.power, grad_pos_weight(of, y, w, infinite), splat<V>(0));
+  }
+};
+// Of the plain loss.
+template <class L>
+struct PoweredBce : Powered<L> {
   template <class V>
-  using Factors = Focal<V>;
+  using Factors = Power<V>;
   template <class V>
-  FL_FN V weight(V w, V y, const SettingsOf<V>& settings, bool infinite) {
-    const V alpha = focal_alpha(y, settings.focal);
-    return infinite ? product(w, alpha) : w * alpha;
+  FL_FN V plain(const Logit<V>& of, const Factors<V>&, const TermWeights<V>& terms) {
+    return loss(of, terms);
   }
   template <class V>
-  FL_FN Factors<V> factors(const Logit<V>& of, V y, const SettingsOf<V>& settings) {
+  FL_FN V plain_by_logit(const Logit<V>& of, const Factors<V>&, const TermWeights<V>& terms) {
+    return grad_logit(of, terms, splat<V>(1));
+  }
+};
+
+template <bool kWholePowers>
+struct FocalLossOf : PoweredBce<FocalLossOf<kWholePowers>> {
+  static constexpr bool kWhole = kWholePowers, kHardIsLess = false;
+  template <bool kHard, class V>
+  FL_FN Power<V> factors(const Logit<V>& of, V y, const SettingsOf<V>& settings) {
     return focal<kWhole>(of, y, settings.focal);
   }
   template <class V>
-  FL_FN V value(const Logit<V>& of, const Factors<V>& factors, const TermWeights<V>& terms) {
-    return focal_loss(of, terms, factors);
-  }
-  template <class V>
-  FL_FN V by_logit(const Logit<V>& of, const Factors<V>& factors, const TermWeights<V>& terms, V y, V factor,
-                   const SettingsOf<V>& settings) {
-    return focal_grad_logit(of, terms, factors, y, splat<V>(settings.focal.exponent.gamma), factor);
-  }
-  template <class V>
-  FL_FN V by_target(const Logit<V>& of, const Factors<V>& factors, V y, V p, V w, const SettingsOf<V>& settings,
-                    bool infinite) {
-    return focal_grad_target(of, factors, y, p, w, settings.focal, infinite);
-  }
-  template <class V>
-  FL_FN V by_pos_weight(const Logit<V>& of, const Factors<V>& factors, V y, V w, const SettingsOf<V>& settings,
-                        bool infinite) {
-    return add_term(factors.power, grad_pos_weight(of, y, weight(w, y, settings, infinite), infinite), splat<V>(0));
+  FL_FN V by_target(const Logit<V>& of, V y, V p, V w, const SettingsOf<V>& settings, bool infinite) {
+    return focal_grad_target(of, y, p, w, settings.focal, infinite);
   }
 };
 
 template <bool kWholePowers>
-struct QualityLossOf {
-  static constexpr bool kWhole = kWholePowers;
-  template <class V>
-  using Factors = Quality<V>;
-  template <class V>
-  FL_FN V weight(V w, V y, const SettingsOf<V>& settings, bool infinite) {
-    const V own = quality_weight(y, settings.quality);
-    return infinite ? product(w, own) : w * own;
-  }
-  template <class V>
-  FL_FN Factors<V> factors(const Logit<V>& of, V y, const SettingsOf<V>& settings) {
+struct QualityLossOf : PoweredBce<QualityLossOf<kWholePowers>> {
+  static constexpr bool kWhole = kWholePowers, kHardIsLess = false;
+  template <bool kHard, class V>
+  FL_FN Power<V> factors(const Logit<V>& of, V y, const SettingsOf<V>& settings) {
     return quality<kWhole>(of, y, settings.quality);
   }
   template <class V>
-  FL_FN V value(const Logit<V>& of, const Factors<V>& factors, const TermWeights<V>& terms) {
-    return add_term(factors.power, loss(of, terms), splat<V>(0));
-  }
-  template <class V>
-  FL_FN V by_logit(const Logit<V>& of, const Factors<V>& factors, const TermWeights<V>& terms, V, V factor,
-                   const SettingsOf<V>&) {
-    const V slope = add_term(factors.slope, loss(of, terms), splat<V>(0));
-    return add_term(factors.power, grad_logit(of, terms, splat<V>(1)), slope) * factor;
-  }
-  template <class V>
-  FL_FN V by_target(const Logit<V>& of, const Factors<V>& factors, V y, V p, V w, const SettingsOf<V>& settings,
-                    bool infinite) {
-    return quality_grad_target(of, factors, y, p, w, settings.quality, infinite);
-  }
-  template <class V>
-  FL_FN V by_pos_weight(const Logit<V>& of, const Factors<V>& factors, V y, V w, const SettingsOf<V>& settings,
-                        bool infinite) {
-    return add_term(factors.power, grad_pos_weight(of, y, weight(w, y, settings, infinite), infinite), splat<V>(0));
+  FL_FN V by_target(const Logit<V>& of, V y, V p, V w, const SettingsOf<V>& settings, bool infinite) {
+    return quality_grad_target(of, y, p, w, settings.quality, infinite);
   }
 };
 
 template <bool kWholePowers>
-struct AsymmetricLossOf {
-  static constexpr bool kWhole = kWholePowers;
+struct AsymmetricLossOf : Powered<AsymmetricLossOf<kWholePowers>> {
+  static constexpr bool kWhole = kWholePowers, kHardIsLess = kWhole;
   template <class V>
   using Factors = Asymmetric<V>;
-  template <class V>
-  FL_FN V weight(V w, V, const SettingsOf<V>&, bool) {
-    return w;
-  }
-  template <class V>
+  template <bool kHard, class V>
   FL_FN Factors<V> factors(const Logit<V>& of, V y, const SettingsOf<V>& settings) {
-    return asymmetric<kWhole>(of, y, settings.asymmetric);
+    return asymmetric<kWhole, kHard>(of, y, settings.asymmetric);
   }
   template <class V>
-  FL_FN V value(const Logit<V>& of, const Factors<V>& factors, const TermWeights<V>& terms) {
+  FL_FN V plain(const Logit<V>& of, const Factors<V>& factors, const TermWeights<V>& terms) {
     return asymmetric_loss(of, terms, factors);
   }
   template <class V>
-  FL_FN V by_logit(const Logit<V>& of, const Factors<V>& factors, const TermWeights<V>& terms, V, V factor,
-                   const SettingsOf<V>&) {
-    return asymmetric_grad_logit(of, terms, factors, factor);
+  FL_FN V plain_by_logit(const Logit<V>& of, const Factors<V>& factors, const TermWeights<V>& terms) {
+    return asymmetric_grad_logit(of, terms, factors);
   }
   template <class V>
-  FL_FN V by_target(const Logit<V>& of, const Factors<V>&, V y, V p, V w, const SettingsOf<V>& settings,
-                    bool infinite) {
+  FL_FN V by_target(const Logit<V>& of, V y, V p, V w, const SettingsOf<V>& settings, bool infinite) {
     return asymmetric_grad_target(of, y, p, w, settings.asymmetric, infinite);
-  }
-  template <class V>
-  FL_FN V by_pos_weight(const Logit<V>& of, const Factors<V>& factors, V y, V w, const SettingsOf<V>&, bool infinite) {
-    return add_term(factors.power, grad_pos_weight(of, y, w, infinite), splat<V>(0));
   }
 };
 
@@ -223,7 +197,8 @@ static_assert(kJoined * kChunk / kLanes <= kGroup, "a group has no more losses t
 // kAgain: with what is rare in mind, a weight that may be infinite (see TermWeights) or groups that overflow, so that each
 // loss is summed by itself. Kernels ask for that where a loss is not finite or a result is NaN: whatever infinite weights
 // make wrong is so. Asking the weights themselves, while they are needed, would take a tenth more time.
-template <Output kOutput, class L, Terms kTerms, bool kAgain, class V, class Access>
+// kHard: the targets are known to be 0 or 1, smoothed ones too, but for those that are left out.
+template <Output kOutput, class L, Terms kTerms, bool kAgain, bool kHard, class V, class Access>
 FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings) {
   constexpr bool kHasOptions = has_options(kTerms), kInfinite = kAgain && has_weights(kTerms);
   const V zero = splat<V>(0);
@@ -238,16 +213,14 @@ FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings) {
   if constexpr (has_weights(kTerms)) {
     p = at.p();
     if constexpr (kOutput != Output::kGradWeight) w = at.w();
-  }
-  if constexpr (has_weights(kTerms) || !std::is_same_v<L, Bce>) {  // another loss has weights of its own
-    terms = term_weights(y, p, L::weight(w, y, settings, kInfinite), kInfinite);
+    terms = term_weights(y, p, w, kInfinite);
   }
   if constexpr (kOutput == Output::kCount) {
     at.term(select(kept, splat<V>(1), zero));
     return;
   }
   const Logit<V> of = logit(at.z());
-  const auto factors = L::factors(of, y, settings);
+  const auto factors = L::template factors<kHard>(of, y, settings);
   if constexpr (is_grouped<L>(kOutput, kTerms) && !kAgain) {
     const LossGroup<V> before = at.group();
     LossGroup<V> group = with(before, of, terms);
@@ -263,13 +236,13 @@ FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings) {
     const V factor = at.factor();
     V value;
     if constexpr (kOutput == Output::kGradTarget) {
-      value = L::by_target(of, factors, y, p, w, settings, kInfinite) * splat<V>(1 - settings.smoothing) * factor;
+      value = L::by_target(of, y, p, w, settings, kInfinite) * splat<V>(1 - settings.smoothing) * factor;
     } else if constexpr (kOutput == Output::kGradWeight) {
       value = L::value(of, factors, terms) * factor;
     } else if constexpr (kOutput == Output::kGradPosWeight) {
-      value = L::by_pos_weight(of, factors, y, w, settings, kInfinite) * factor;
+      value = L::by_pos_weight(of, factors, y, w, kInfinite) * factor;
     } else {
-      value = L::by_logit(of, factors, terms, y, factor, settings);
+      value = L::by_logit(of, factors, terms, factor);
     }
     if constexpr (kHasOptions) value = select(kept, value, zero);
     at.out(value);

@@ -27,11 +27,15 @@ FL_RARE_FN V power_of(V high, V low, V gamma, V gamma_low, bool any_positive) {
   return exp_two_parts(x, rest, any_positive);
 }
 
-// q^gamma and gamma q^(gamma - 1).
+// A power of q and its derivative: by q, or, as the losses are multiplied by them, by the logit.
 template <class V>
 struct Power {
-  V value, slope;
+  V power, slope;
 };
+template <class V>
+FL_FN Power<V> operator*(V weight, const Power<V>& of) {
+  return {weight * of.power, weight * of.slope};
+}
 // For a gamma of 0, 1, 2, 3 or 4, as nearly all are, by multiplication.
 template <class V>
 FL_FN Power<V> whole_power(V q, typename Value<V>::Scalar gamma) {

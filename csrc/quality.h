@@ -21,44 +21,17 @@ struct QualityConstants {
   bool varifocal, iou_weighted;
 };
 
-// |sigma(z) - y|^gamma and its derivative by z; for the derivative by y |d|, and where it stands for a power at all.
+// |d| and its derivative by z without s (1 - s), which is the sign of d and of no consequence where that is 0.
 template <class V>
-struct Quality {
-  V power, slope, size;
+struct Difference {
+  V c, s, size, sign;
 };
-
-// The loss and its gradient are within 4 + 2.8 gamma ulp: tests/test_family_exact.py.
-template <bool kWhole, class V>
-FL_FN Quality<V> quality(const Logit<V>& logit, V y, const QualityConstants<typename Value<V>::Scalar>& constants) {
-  const V zero = splat<V>(0), one = splat<V>(1);
-  const auto negative = logit.z < zero, positive = zero < y;
-  if (constants.varifocal) y = select(positive, zero, y);  // their power is 1
-  const V c = select(negative, y, one - y), s = sigma_minus(logit.e), difference = c - s;
-  const V size = select(difference < zero, -difference, difference);
-  const V step = s * (one - s);
-  // d |d| / dz, without its s (1 - s)
-  const V sign = select(negative, select(difference < zero, one, -one), select(difference < zero, -one, one));
-  Power<V> power;
-  if constexpr (kWhole) {
-    power = whole_power(size, constants.exponent.gamma);
-    power.slope = power.slope * (sign * step);
-  } else {
-    const auto tail = c == zero, none = size == zero;
-    TwoParts<V> of_size = {zero, zero};
-    if (Value<V>::any(c != zero)) of_size = log_unit(select(none, one, size));
-    const V high = at_least(select(tail, logit.minus_m, of_size.high), splat<V>(constants.exponent.log_lowest));
-    const V low = select(tail, -log1p_unit(logit.e), of_size.low), gamma = splat<V>(constants.exponent.gamma);
-    // any_positive: targets outside of [0, 1]
-    power.value = power_of(high, low, gamma, splat<V>(constants.exponent.low), Value<V>::any(one < size));
-    if (constants.exponent.gamma != 0) power.value = select(none, select(tail, power.value, zero), power.value);
-    // s / |d|, which is 1 where c = 0, however small s is
-    const V ratio = select(tail, one, select(none, zero, s / select(none, one, size)));
-    power.slope = power.value * (gamma * sign * ((one - s) * ratio));
-  }
-  if (constants.varifocal) {
-    power = {select(positive, one, power.value), select(positive, zero, power.slope)};
-  }
-  return {power.value, power.slope, size};
+template <class V>
+FL_FN Difference<V> difference(const Logit<V>& logit, V y) {
+  const V zero = splat<V>(0), one = splat<V>(1), s = sigma_minus(logit.e);
+  const auto negative = logit.z < zero;
+  const V c = select(negative, y, one - y), of = select(negative, s - c, c - s);
+  return {c, s, -minus_absolute(of), select(of < zero, -one, one)};
 }
 
 // What a sample's weight is multiplied by.
@@ -69,27 +42,62 @@ FL_FN V quality_weight(V y, const QualityConstants<typename Value<V>::Scalar>& c
   return select(splat<V>(0) < y, constants.iou_weighted ? y : one, splat<V>(constants.alpha));
 }
 
+// |sigma(z) - y|^gamma, or 1 where y > 0 has a weight instead, and its derivative.
+// The loss and its gradient are within 4 + 2.8 gamma ulp: tests/test_family_exact.py.
+template <bool kWhole, class V>
+FL_FN Power<V> quality_power(const Logit<V>& logit, V y, const QualityConstants<typename Value<V>::Scalar>& constants) {
+  const V zero = splat<V>(0), one = splat<V>(1);
+  const auto positive = zero < y;
+  if (constants.varifocal) y = select(positive, zero, y);  // their power is 1
+  const Difference<V> d = difference(logit, y);
+  const auto none = d.size == zero;
+  Power<V> of;
+  if constexpr (kWhole) {
+    of = whole_power(d.size, constants.exponent.gamma);
+    if (constants.exponent.gamma == 1) of.slope = select(none, zero, one);
+    of.slope = of.slope * (d.sign * (d.s * (one - d.s)));
+  } else {
+    const auto tail = d.c == zero;
+    TwoParts<V> of_size = {zero, zero};
+    if (Value<V>::any(d.c != zero)) of_size = log_unit(select(none, one, d.size));
+    const V high = at_least(select(tail, logit.minus_m, of_size.high), splat<V>(constants.exponent.log_lowest));
+    const V low = select(tail, -log1p_unit(logit.e), of_size.low), gamma = splat<V>(constants.exponent.gamma);
+    // any_positive: targets outside of [0, 1]
+    of.power = power_of(high, low, gamma, splat<V>(constants.exponent.low), Value<V>::any(one < d.size));
+    if (constants.exponent.gamma != 0) of.power = select(none, select(tail, of.power, zero), of.power);
+    // s / |d|, which is 1 where c = 0, however small s is
+    const V ratio = select(tail, one, select(none, zero, d.s / select(none, one, d.size)));
+    of.slope = of.power * (gamma * d.sign * ((one - d.s) * ratio));
+  }
+  if (constants.varifocal) of = {select(positive, one, of.power), select(positive, zero, of.slope)};
+  return of;
+}
+template <bool kWhole, class V>
+FL_FN Power<V> quality(const Logit<V>& logit, V y, const QualityConstants<typename Value<V>::Scalar>& constants) {
+  const Power<V> of = quality_power<kWhole>(logit, y, constants);
+  return constants.varifocal ? quality_weight(y, constants) * of : of;
+}
+
 // d (weight power loss) / dy, w without the loss's own weight:
 //   quality_weight (power d loss / dy + loss d |d|^gamma / dy), and for y > 0 with iou_weighted the loss.
 // d |d|^gamma / dy = -gamma |d|^gamma / d. Where c = 0 the loss is (a + b) l, and (a + b) l / s stays finite.
 template <class V>
-FL_RARE_FN V quality_grad_target(const Logit<V>& logit, const Quality<V>& quality, V y, V p, V w,
+FL_RARE_FN V quality_grad_target(const Logit<V>& logit, V y, V p, V w,
                                  const QualityConstants<typename Value<V>::Scalar>& constants, bool infinite = false) {
   const V zero = splat<V>(0), one = splat<V>(1);
-  const auto negative = logit.z < zero, positive = zero < y;
+  const auto positive = zero < y;
   const V own = quality_weight(y, constants), weight = infinite ? product(w, own) : w * own;
   const TermWeights<V> terms = term_weights(y, p, weight, infinite);
-  const V whole = loss(logit, terms), s = sigma_minus(logit.e), c = select(negative, y, one - y);
-  const auto none = quality.size == zero;
-  const V over = select(c == zero, terms.sum * (log1p_ratio(logit.e) * (one + logit.e)),
-                        select(none, zero, whole / select(none, one, quality.size)));
-  const auto below = c < s;  // sign(d) = sign(z) sign(c - s)
-  const V sign = select(negative, select(below, one, -one), select(below, -one, one));
+  const V whole = loss(logit, terms);
+  const Difference<V> d = difference(logit, y);
+  const auto none = d.size == zero;
+  const V over = select(d.c == zero, terms.sum * (log1p_ratio(logit.e) * (one + logit.e)),
+                        select(none, zero, whole / select(none, one, d.size)));
   V change = grad_target(logit, p, weight, infinite);
-  V slope = splat<V>(-constants.exponent.gamma) * sign;
+  V slope = splat<V>(-constants.exponent.gamma) * d.sign;
   if (constants.varifocal) slope = select(positive, zero, slope);
   change = add_term(slope, over, change);
-  V value = add_term(quality.power, change, zero);
+  V value = add_term(quality_power<false>(logit, y, constants).power, change, zero);
   if (constants.varifocal && constants.iou_weighted) {
     value = value + select(positive, loss(logit, term_weights(y, p, w, infinite)), zero);
   }

@@ -54,8 +54,7 @@ def _operands(
     sample = list(logits.shape)
     if in_dims[0] is not None:
         sample.pop(in_dims[0])
-    is_less = target.dim() - (in_dims[1] is not None) == len(sample) - 1
-    if targets.are_indices(target.dtype) and is_less and sample[targets.class_dim(sample)] != 1:
+    if targets.are_classes(sample, target, batch_dims=in_dims[1] is not None):
         target = _to_front(target, in_dims[1], len(sample) - 1)
         mask = None if mask is None else _to_front(mask, in_dims[4], len(sample))
         dims = [None if d is None else 0 for d in (in_dims[1], in_dims[4])]

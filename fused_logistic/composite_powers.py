@@ -5,7 +5,8 @@ The notation is that of ``csrc/focal.h``, ``csrc/quality.h`` and ``csrc/asymmetr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -30,26 +31,46 @@ def like(tensor: Tensor, value: float | Tensor) -> Tensor:
     return torch.full((), value, dtype=tensor.dtype, device=tensor.device)
 
 
-class Power(Protocol):
+class Power(ABC):
     """A factor q^gamma, times a weight that is the loss's own."""
+
+    power: Tensor  # q^gamma
+
+    def __init__(self, terms: _Terms) -> None:
+        self.terms = terms
+        is_double = terms.dtype == torch.float64
+        largest = 2.0**1023 if is_double else 2.0**127
+        self.exponent = 700 if is_double else 80  # of which the exponential is finite, and far from the ends
+        self.z = terms.z.clamp(-largest, largest)  # no inf * 0 in what follows
 
     def weigh(self, value: Tensor) -> Tensor:
         """The value times both."""
+        return product(self.power, value)
 
+    @abstractmethod
     def slope_logits(self) -> Tensor:
         """gamma d log q / dz."""
 
+    @abstractmethod
     def slope_target_times(self, loss: Tensor) -> Tensor:
         """d log q^gamma / dy times the unweighted loss."""
 
     def by_own_weight(self, loss: Tensor) -> Tensor:
         """q^gamma times the derivative of the loss's own weight by y, times the unweighted loss."""
+        return torch.zeros_like(loss)
 
     def at_zero(self, loss: Tensor, wrt: int) -> Tensor | None:
         """Where q is 0, what the derivative by the logits (``wrt`` 0) or the target lacks; None: nothing."""
+        return None
 
 
-class Focal:
+def log1p_ratio(e: Tensor) -> Tensor:
+    """log1p(e) / e, which is 1 at 0 and near it, where 1 / e in its derivative could be infinite."""
+    tiny = e < 1e-30
+    return torch.where(tiny, 1, torch.log1p(e) / torch.where(tiny, 1, e))
+
+
+class Focal(Power):
     """alpha_t q^gamma and the derivatives of its logarithm, in the notation of ``csrc/focal.h``.
 
     Where c = 0, u is e, which may underflow; there u / e = (1 - c) + c / e stands for it, with a 1 / e that is kept
@@ -57,27 +78,26 @@ class Focal:
     """
 
     def __init__(self, terms: _Terms, gamma: float | Tensor, alpha: float | Tensor | None) -> None:
-        self.terms, self.gamma = terms, terms.constant(gamma)
+        super().__init__(terms)
+        self.gamma = terms.constant(gamma)
         alpha, alpha_opposite = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
         if isinstance(alpha, Tensor):  # -1: none, as where it is a number
             is_none = alpha == -1
             alpha, alpha_opposite = (torch.where(is_none, 1, value) for value in (alpha, alpha_opposite))
         self.alpha_opposite = terms.constant(alpha_opposite)
         self.alpha_slope = terms.constant(alpha - alpha_opposite)
-        is_double = terms.dtype == torch.float64
-        largest, exponent = (2.0**1023, 700) if is_double else (2.0**127, 80)
-        z, y = terms.z.clamp(-largest, largest), terms.y  # no inf * 0 in what follows
-        self.y, self.is_negative = y, z < 0
-        self.m = torch.where(self.is_negative, -z, z)
+        y = terms.y
+        self.y, self.is_negative = y, self.z < 0
+        self.m = torch.where(self.is_negative, -self.z, self.z)
         self.e = torch.exp(-self.m)
         c = torch.where(self.is_negative, y, 1 - y)
         rest = torch.where(self.is_negative, 1 - y, y)
         self.hard = c == 0
-        self.grown = torch.exp(torch.where(self.hard, self.m.clamp_max(exponent), 0))
+        self.grown = torch.exp(torch.where(self.hard, self.m.clamp_max(self.exponent), 0))
         self.u_over_e = rest + c * self.grown
         u = torch.where(self.hard, 1, c + rest * self.e)
         # 0 where y is outside of [0, 1]: added, so that the derivatives of u stay
-        self.u = u + torch.where(u == 0, terms.constant(2.0**-200 if is_double else 2.0**-50), 0)
+        self.u = u + torch.where(u == 0, terms.constant(2.0**-200 if terms.dtype == torch.float64 else 2.0**-50), 0)
         log_u = torch.where(self.hard, torch.log(self.u_over_e) - self.m, torch.log(self.u.abs()))
         sign = torch.where((self.u < 0) & (torch.remainder(self.gamma, 2) == 1), -1, 1)
         self.power = torch.exp(self.gamma * (log_u - torch.log1p(self.e))) * sign  # q^gamma
@@ -93,8 +113,7 @@ class Focal:
 
     def slope_target_times(self, loss: Tensor) -> Tensor:
         positive, opposite = self.terms.positive, self.terms.negative
-        tiny = self.e == 0
-        ratio = torch.where(tiny, 1, torch.log1p(self.e) / torch.where(tiny, 1, self.e))
+        ratio = log1p_ratio(self.e)
         dominant = torch.where(self.is_negative, positive, opposite) * torch.where(self.hard, self.m, 0).clamp_max(700)
         where_hard = ((positive + opposite) * ratio + dominant * self.grown) / self.u_over_e
         over_u = torch.where(self.hard, where_hard, loss / self.u)
@@ -104,15 +123,12 @@ class Focal:
     def by_own_weight(self, loss: Tensor) -> Tensor:
         return product(self.alpha_slope * self.power, loss)
 
-    def at_zero(self, loss: Tensor, wrt: int) -> Tensor | None:
-        return None
 
-
-class Quality:
+class Quality(Power):
     """|sigma(z) - y|^gamma. Varifocal: for y > 0 a weight of y instead, or none without iou_weighted; else alpha."""
 
     def __init__(self, terms: _Terms, options: Options) -> None:
-        self.terms = terms
+        super().__init__(terms)
         self.gamma = terms.constant(options.gamma if options.beta is None else options.beta)  # type: ignore[arg-type]
         y = terms.y
         self.positive, self.weight, self.weight_slope = None, None, None
@@ -123,8 +139,7 @@ class Quality:
             self.weight = torch.where(self.positive, y if options.iou_weighted else one, alpha)
             self.weight_slope = self.positive & options.iou_weighted
             y = torch.where(self.positive, 0, y)
-        largest, exponent = (2.0**1023, 700) if terms.dtype == torch.float64 else (2.0**127, 80)
-        z = terms.z.clamp(-largest, largest)  # no inf * 0 in what follows
+        z, exponent = self.z, self.exponent
         self.step = torch.sigmoid(z) * torch.sigmoid(-z)
         self.difference = (1 - y) * torch.sigmoid(z) - y * torch.sigmoid(-z)
         self.hard_0 = y == 0
@@ -167,8 +182,7 @@ class Quality:
     def slope_target_times(self, loss: Tensor) -> Tensor:
         # of hard ones d is sigma(+-z), and loss / d stays finite: log1p(x) / x (1 + x) with x = exp(+-z)
         x = torch.exp(torch.where(self.hard, self.toward, 0).clamp(-700, 80))
-        tiny = x < 1e-30
-        ratio = torch.where(tiny, 1, torch.log1p(x) / torch.where(tiny, 1, x) * (1 + x))
+        ratio = log1p_ratio(x) * (1 + x)
         ratio = torch.where(self.toward > 0, F.softplus(self.toward) * self.grown, ratio)
         terms = self.terms
         own = torch.where(self.hard_0, terms.negative, terms.positive)
@@ -212,13 +226,12 @@ class Shifted:
         return torch.where(self.there, self.e / (1 + self.e) / self.r, 0)
 
 
-class Asymmetric:
+class Asymmetric(Power):
     """q^gamma with q = y sigma(-z) + (1 - y) p_m and gamma = gamma_pos y + gamma_neg (1 - y)."""
 
     def __init__(self, terms: _Terms, options: Options, shifted: Shifted | None) -> None:
-        self.terms = terms
-        largest = 2.0**1023 if terms.dtype == torch.float64 else 2.0**127
-        z, y = terms.z.clamp(-largest, largest), terms.y  # no inf * 0 in what follows
+        super().__init__(terms)
+        z, y = self.z, terms.y
         negative = z < 0
         m = torch.where(negative, -z, z)
         self.e = torch.exp(-m)
@@ -234,8 +247,7 @@ class Asymmetric:
         self.is_positive = (y == 1) & ~negative
         is_negative = (y == 0) & negative if shifted is None else ~one.bool()
         self.tail = self.is_positive | is_negative
-        exponent = 700 if terms.dtype == torch.float64 else 80
-        self.grown = torch.exp(torch.where(self.tail, m, 0).clamp_max(exponent))
+        self.grown = torch.exp(torch.where(self.tail, m, 0).clamp_max(self.exponent))
         rest = torch.where(negative, one, self.grown) if shifted is None else u * self.grown
         self.beside = torch.where(self.tail, y * torch.where(negative, self.grown, one) + (1 - y) * rest, 1)
         all_q = torch.where(self.tail, 1, y * of_positive + (1 - y) * u)  # (1 + e) q
@@ -247,9 +259,6 @@ class Asymmetric:
         self.direction = torch.where(there, 1 - y, 0) - y
         self.by_y = of_positive - u
 
-    def weigh(self, value: Tensor) -> Tensor:
-        return product(self.power, value)
-
     def slope_logits(self) -> Tensor:
         s = self.e / (1 + self.e)
         of_tail = 1 / ((1 + self.e) * self.beside)
@@ -257,9 +266,7 @@ class Asymmetric:
         return self.gamma * self.direction * ratio
 
     def slope_target_times(self, loss: Tensor) -> Tensor:
-        tiny = self.e == 0
-        ratio = torch.where(tiny, 1, torch.log1p(self.e) / torch.where(tiny, 1, self.e))
-        terms = self.terms
+        ratio, terms = log1p_ratio(self.e), self.terms
         own = torch.where(self.is_positive, terms.positive, terms.negative)
         other = torch.where(self.is_positive, terms.negative, terms.positive)  # 0, but not its derivative by y
         one = torch.ones_like(self.e)
@@ -268,9 +275,3 @@ class Asymmetric:
         over = torch.where(self.tail, over, torch.where(self.none, 0, loss / self.all_q))
         by_gamma = product(self.gamma_slope * torch.where(self.none, 0, self.log_q), loss)
         return by_gamma + product(self.gamma * self.by_y, over)
-
-    def by_own_weight(self, loss: Tensor) -> Tensor:
-        return torch.zeros_like(loss)
-
-    def at_zero(self, loss: Tensor, wrt: int) -> Tensor | None:
-        return None

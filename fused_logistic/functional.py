@@ -55,7 +55,11 @@ def computed(
     promotes: bool = False,
     normalizer: str | Tensor | float = "elements",
 ) -> Tensor:
-    """The loss of ``(input, target, weight, pos_weight, mask)``, the first two being called ``names`` in messages."""
+    """The loss of ``(input, target, weight, pos_weight, mask)``, the first two being called ``names`` in messages; the
+    weights may be numbers."""
+    input, target, *weights, mask = tensors
+    weights = [None if w is None else arguments.beside(w, input) for w in weights]
+    tensors = input, target, *weights, mask
     given = tensors, reduction, options, promotes, normalizer
     if torch.compiler.is_compiling():  # checked without data (registration.py)
         return _loss(op, *given)
@@ -177,9 +181,7 @@ def binary_cross_entropy_with_logits(
         arguments.integer(LOSS, "ignore_index", ignore_index),
         ignore_nan=arguments.flag(LOSS, "ignore_nan", ignore_nan),
     )
-    w = None if weight is None else arguments.beside(weight, input)
-    p = None if pos_weight is None else arguments.beside(pos_weight, input)
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)  # warns that they are deprecated, as torch does
-    tensors = input, target, w, p, mask
+    tensors = input, target, weight, pos_weight, mask
     return computed(LOSS, ("input", "target"), tensors, reduction, options, normalizer=normalizer)

@@ -11,6 +11,8 @@ from . import arguments
 from .functional import computed
 from .options import ASYMMETRIC, FOCAL, QUALITY, VARIFOCAL, Options
 
+_NAMES = ("inputs", "targets")  # of the first two, as torchvision has them
+
 
 def sigmoid_focal_loss(
     inputs: Tensor,
@@ -94,7 +96,8 @@ def sigmoid_focal_loss(
             normalizer=normalizer,
         )
     options = focal_options(FOCAL, alpha, gamma, ignore_index, ignore_nan)
-    return _computed(FOCAL, inputs, targets, weight, pos_weight, mask, reduction, options, normalizer)
+    tensors = inputs, targets, weight, pos_weight, mask
+    return computed(FOCAL, _NAMES, tensors, reduction, options, True, normalizer)
 
 
 def quality_focal_loss(
@@ -147,11 +150,11 @@ def quality_focal_loss(
 
     Formula: Li et al., "Generalized Focal Loss" (2020); ``csrc/quality.h`` derives its gradient.
     """
-    tensors = inputs, targets, weight, pos_weight, mask, normalizer
-    if has_torch_function_variadic(*tensors):
+    relevant_args = inputs, targets, weight, pos_weight, mask, normalizer
+    if has_torch_function_variadic(*relevant_args):
         return handle_torch_function(
             quality_focal_loss,
-            tensors,
+            relevant_args,
             inputs,
             targets,
             beta=beta,
@@ -169,7 +172,8 @@ def quality_focal_loss(
         beta=arguments.number(QUALITY, "beta", beta),
         ignore_nan=arguments.flag(QUALITY, "ignore_nan", ignore_nan),
     )
-    return _computed(QUALITY, inputs, targets, weight, pos_weight, mask, reduction, options, normalizer)
+    tensors = inputs, targets, weight, pos_weight, mask
+    return computed(QUALITY, _NAMES, tensors, reduction, options, True, normalizer)
 
 
 def varifocal_loss(
@@ -225,11 +229,11 @@ def varifocal_loss(
 
     Formula: Zhang, Wang, Dayoub and Sünderhauf, "VarifocalNet" (2021); ``csrc/quality.h`` derives its gradient.
     """
-    tensors = inputs, targets, weight, pos_weight, mask, normalizer
-    if has_torch_function_variadic(*tensors):
+    relevant_args = inputs, targets, weight, pos_weight, mask, normalizer
+    if has_torch_function_variadic(*relevant_args):
         return handle_torch_function(
             varifocal_loss,
-            tensors,
+            relevant_args,
             inputs,
             targets,
             alpha=alpha,
@@ -253,7 +257,8 @@ def varifocal_loss(
         iou_weighted=iou_weighted,
         ignore_nan=arguments.flag(VARIFOCAL, "ignore_nan", ignore_nan),
     )
-    return _computed(VARIFOCAL, inputs, targets, weight, pos_weight, mask, reduction, options, normalizer)
+    tensors = inputs, targets, weight, pos_weight, mask
+    return computed(VARIFOCAL, _NAMES, tensors, reduction, options, True, normalizer)
 
 
 def asymmetric_loss_with_logits(
@@ -315,11 +320,11 @@ def asymmetric_loss_with_logits(
     Formula: Ridnik et al., "Asymmetric Loss For Multi-Label Classification" (2020); ``csrc/asymmetric.h`` derives its
     gradient.
     """
-    tensors = input, target, weight, pos_weight, mask, normalizer
-    if has_torch_function_variadic(*tensors):
+    relevant_args = input, target, weight, pos_weight, mask, normalizer
+    if has_torch_function_variadic(*relevant_args):
         return handle_torch_function(
             asymmetric_loss_with_logits,
-            tensors,
+            relevant_args,
             input,
             target,
             gamma_neg=gamma_neg,
@@ -336,7 +341,8 @@ def asymmetric_loss_with_logits(
         )
     options = asymmetric_options(ASYMMETRIC, gamma_neg, gamma_pos, clip, label_smoothing, ignore_index, ignore_nan)
     names = ("input", "target")
-    return _computed(ASYMMETRIC, input, target, weight, pos_weight, mask, reduction, options, normalizer, names)
+    tensors = input, target, weight, pos_weight, mask
+    return computed(ASYMMETRIC, names, tensors, reduction, options, True, normalizer)
 
 
 def asymmetric_options(
@@ -362,20 +368,3 @@ def focal_options(op: str, alpha: Any, gamma: Any, ignore_index: Any, ignore_nan
         given_alpha,
         ignore_nan=arguments.flag(op, "ignore_nan", ignore_nan),
     )
-
-
-def _computed(
-    op: str,
-    inputs: Tensor,
-    targets: Tensor,
-    weight: Any,
-    pos_weight: Any,
-    mask: Tensor | None,
-    reduction: str,
-    options: Options,
-    normalizer: Any,
-    names: tuple[str, str] = ("inputs", "targets"),
-) -> Tensor:
-    w = None if weight is None else arguments.beside(weight, inputs)
-    p = None if pos_weight is None else arguments.beside(pos_weight, inputs)
-    return computed(op, names, (inputs, targets, w, p, mask), reduction, options, True, normalizer)

@@ -3,6 +3,7 @@
 # Annotations are evaluated here: torch.jit.script reads those of every module that a model owns.
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,19 @@ from .functional import binary_cross_entropy_with_logits
 from .functional_focal import asymmetric_loss_with_logits
 from .functional_linear import linear_binary_cross_entropy
 from .functional_pairs import sigmoid_contrastive_loss
+
+# What all modules hand to their functions under these names, with the default of each.
+_OPTIONS = {
+    "pos_weight": None,
+    "label_smoothing": None,
+    "ignore_index": None,
+    "ignore_nan": False,
+    "normalizer": "elements",
+}
+
+
+def _options(module: torch.nn.Module) -> dict[str, Any]:
+    return {name: getattr(module, name) for name in _OPTIONS}
 
 
 def _shown(module: torch.nn.Module, *described: str, **defaults: object) -> str:
@@ -90,25 +104,12 @@ class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
             target,
             self.weight,
             reduction=self.reduction,
-            pos_weight=self.pos_weight,
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
             mask=mask,
-            ignore_nan=self.ignore_nan,
-            normalizer=self.normalizer,
+            **_options(self),
         )
 
     def extra_repr(self) -> str:
-        return _shown(
-            self,
-            weight=None,
-            reduction="mean",
-            pos_weight=None,
-            label_smoothing=None,
-            ignore_index=None,
-            ignore_nan=False,
-            normalizer="elements",
-        )
+        return _shown(self, weight=None, reduction="mean", **_OPTIONS)
 
 
 class AsymmetricLoss(torch.nn.Module):
@@ -173,27 +174,13 @@ class AsymmetricLoss(torch.nn.Module):
             self.clip,
             self.reduction,
             weight=self.weight,
-            pos_weight=self.pos_weight,
-            label_smoothing=self.label_smoothing,
-            ignore_index=self.ignore_index,
             mask=mask,
-            ignore_nan=self.ignore_nan,
-            normalizer=self.normalizer,
+            **_options(self),
         )
 
     def extra_repr(self) -> str:
         described = (f"{name}={getattr(self, name)!r}" for name in ("gamma_neg", "gamma_pos", "clip"))
-        return _shown(
-            self,
-            *described,
-            reduction="sum",
-            weight=None,
-            pos_weight=None,
-            label_smoothing=None,
-            ignore_index=None,
-            ignore_nan=False,
-            normalizer="elements",
-        )
+        return _shown(self, *described, reduction="sum", weight=None, **_OPTIONS)
 
 
 class LinearBCEWithLogitsLoss(torch.nn.Linear):
@@ -291,14 +278,10 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
             target,
             linear_bias=self.bias,
             weight=weight,
-            pos_weight=self.pos_weight,
             reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
             mask=mask,
-            normalizer=self.normalizer,
             chunk_bytes=self.chunk_bytes,
-            ignore_nan=self.ignore_nan,
+            **_options(self),
         )
 
     def logits(self, input: Tensor) -> Tensor:
@@ -330,18 +313,8 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         return torch.where(rounded > bound, logits >= rounded, logits > rounded)
 
     def extra_repr(self) -> str:
-        return _shown(
-            self,
-            f"in_features={self.in_features}, num_labels={self.out_features}, bias={self.bias is not None}",
-            loss_weight=None,
-            reduction="mean",
-            pos_weight=None,
-            label_smoothing=None,
-            ignore_index=None,
-            normalizer="elements",
-            chunk_bytes=None,
-            ignore_nan=False,
-        )
+        described = f"in_features={self.in_features}, num_labels={self.out_features}, bias={self.bias is not None}"
+        return _shown(self, described, loss_weight=None, reduction="mean", **_OPTIONS, chunk_bytes=None)
 
 
 _EXCHANGES = (None, "bidir", "shift", "reduce", "gather")

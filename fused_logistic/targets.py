@@ -52,17 +52,15 @@ def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None, ign
 # (csrc/problem.h); what is here makes the comparison's result a tensor, for the composition.
 
 
-def are_classes(shape: Sequence[Any], target: Tensor) -> bool:
+def are_classes(shape: Sequence[Any], target: Tensor, batch_dims: int = 0) -> bool:
     """Whether the target is class indices for logits of that shape: of an integer dtype, and a dimension less.
 
     Not of a single class: that is rather labels whose dimension was forgotten, of which 0 would be the positive.
+    ``batch_dims``: how many of the target's dimensions are not a sample's.
     """
-    return are_indices(target.dtype) and target.dim() == len(shape) - 1 and shape[class_dim(shape)] != 1
-
-
-def are_indices(dtype: torch.dtype) -> bool:
-    """Whether what is of that dtype may be indices."""
-    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+    dtype, dims = target.dtype, target.dim() - batch_dims
+    may_be = not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+    return may_be and dims == len(shape) - 1 and shape[class_dim(shape)] != 1
 
 
 def class_dim(shape: Sequence[Any]) -> int:

@@ -111,3 +111,26 @@ def test_focal_targets_outside(kernels, dtype, output):
         weights = {"weight": make_weight("scalar", dtype), "pos_weight": make_weight("scalar", dtype)}
         options = {"gamma": gamma, "alpha": alpha, **(weights if output >= Output.GradWeight else {})}
         compare(kernels, output, logits, target, **options)
+
+
+INFINITE = {
+    "bce": {},
+    "focal": {"gamma": 2.0, "alpha": 1.0},
+    "asymmetric": {"gamma_neg": 2.0, "gamma_pos": 1.0, "clip": 0.05},
+}
+
+
+@pytest.mark.parametrize("output", [output for output in Output if output != Output.Count], ids=name)
+@pytest.mark.parametrize("loss", INFINITE)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)
+def test_infinite_weights(kernels, dtype, loss, output):
+    logits, target = make_logits((28, 36), dtype), make_target((28, 36), dtype)
+    logits[0, :2] = torch.tensor([np.inf, -np.inf])
+    finite = [1.5, 1, 1, 1, 1, 1, 1, 1]
+    pos_weight = torch.tensor([np.inf, 0, *finite, np.inf, 0.5] * 3, dtype=dtype)
+    weight = torch.tensor([np.inf, 0, 1, 1, 0, 2, 1] * 4, dtype=dtype).reshape(28, 1)
+    options = {"weight": weight, "pos_weight": pos_weight, **INFINITE[loss]}
+    if output in SUMS:  # else a sum of infinities
+        target[:, pos_weight == np.inf] = 0
+        options["mask"] = (weight != np.inf).expand(28, 36)
+    compare(kernels, output, logits, target, **options)

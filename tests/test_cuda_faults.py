@@ -1,13 +1,7 @@
-"""Would the checks of test_cuda_kernels.py notice a bug? Each fault, planted into a copy of the kernels, is found.
-
-A fault names the C++ function it is in, and what of it is replaced, so that it stays where it is when code moves to
-another file or line. Only the copy has it, compiled for CUDA; the CPU kernels that it is compared with do not.
-"""
+"""Would the checks of test_cuda_kernels.py notice a bug? Each fault is found (cuda_planting.py plants it)."""
 
 import functools
-import re
 import shutil
-from typing import NamedTuple
 
 import cuda_pairs as pairs
 import numpy as np
@@ -22,13 +16,13 @@ from cuda_kernels import (
     Output,
     Problem,
     cancelling,
-    load,
     on_cpu,
     ordered_sum,
     planned,
     run,
     second_stage,
 )
+from cuda_planting import Edit, build, every_fault, fault, plant
 from ptx import Memory, PtxError
 
 # What is compiled for a fault, and checked.
@@ -60,19 +54,6 @@ PAIRS = "".join(
     f"template __global__ void pairs_kernel<true, float, {kind}>(const PairsLaunch);\n"
     for kind in ("float", "BFloat16")
 )
-
-
-class Edit(NamedTuple):
-    """``before``: C++ code, whatever its white space; the ``nth`` place of the function where it stands is changed."""
-
-    before: str
-    after: str = ""
-    nth: int = 1
-
-
-def fault(function: str, before: str, after: str = "", nth: int = 1) -> tuple[str, list[Edit]]:
-    """``function``: its name, or struct::name."""
-    return function, [Edit(before, after, nth)]
 
 
 FAULTS = {
@@ -144,16 +125,19 @@ FAULTS = {
         "smoothing left out": fault("evaluate", "smooth(y, settings.smoothing)", "y"),
         "factors of the unsmoothed target": fault("evaluate", "factors(of, y,", "factors(of, at.y(),"),
         # the focal loss
-        "no alpha": fault("FocalLossOf::weight", "w * alpha", "w"),
-        "no q^gamma": fault("FocalLossOf::value", "focal_loss(of, terms, factors)", "loss(of, terms)"),
-        "gradient of q^gamma left out": fault(
-            "FocalLossOf::by_logit", "return", "return add_term(factors.power, grad_logit(of, terms, factor), V(0));"
+        "no alpha": fault("focal", "focal_alpha(y, constants) * of", "of"),
+        "no q^gamma": fault(
+            "Powered::value",
+            "add_term(factors.power, L::plain(of, factors, terms), splat<V>(0))",
+            "L::plain(of, factors, terms)",
         ),
-        "negative q, but not its sign": fault("focal", "splat<V>(constants.sign)", "splat<V>(1)"),
-        "negative q not seen": fault("focal", "-at_least(minus_absolute(u)", "at_least(u"),
-        "the power of another whole gamma": fault("focal_whole", "gamma == S(2)", "gamma == S(3)"),
-        "whole gamma, and a q that cancels": fault("focal_whole", "u * (one - s)", "q"),
-        "whole gamma, and what the division lost": fault("focal_whole", "slope, rest, power", "slope, zero, power"),
+        "gradient of q^gamma left out": fault(
+            "Powered::by_logit", "add_term(factors.slope, L::plain(of, factors, terms), splat<V>(0))", "splat<V>(0)"
+        ),
+        "negative q, but not its sign": fault("focal_by_log", "splat<V>(constants.sign)", "one"),
+        "negative q not seen": fault("focal_by_log", "-at_least(minus_absolute(u)", "at_least(u"),
+        "the power of another whole gamma": fault("whole_power", "gamma == S(2)", "gamma == S(3)"),
+        "whole gamma, and half a derivative": fault("focal", "s * (one - s)", "s"),
         "infinite weights not asked about": fault("evaluate_element", "result != result", "false"),
         "left out, but grouped": fault("evaluate", "select(kept, group.q, before.q)", "group.q"),
         "q above 1 as one below": fault(
@@ -161,13 +145,13 @@ FAULTS = {
         ),
     },
     FAMILY: {
-        "positives with a power": fault("quality", "select(positive, one, power.value)", "power.value"),
+        "positives with a power": fault("quality_power", "select(positive, one, of.power)", "of.power"),
         "no quality of positives": fault("quality_weight", "constants.iou_weighted ? y : one", "one"),
-        "beside the target, another sign": fault("quality", "select(difference < zero, one, -one)", "one"),
-        "no margin": fault("shifted", "select(negative, -clip, opposite)", "select(negative, splat<V>(0), opposite)"),
-        "negatives below the margin": fault("shifted", "at_least(u, splat<V>(0))", "u"),
+        "beside the target, another sign": fault("difference", "select(of < zero, -one, one)", "one"),
+        "no margin": fault("shifted", "-(clip * minus)", "zero"),
+        "negatives below the margin": fault("shifted", "at_least(u, zero)", "u"),
         "the exponent of positives for all": fault(
-            "asymmetric", "select(positive, of_y.value, rest.value)", "of_y.value"
+            "asymmetric", "select(positive, of_y.power, rest.power)", "of_y.power"
         ),
         "an exponent in one part": fault("asymmetric_gamma", "lost + low", "low - low"),
     },
@@ -198,85 +182,6 @@ FAULTS = {
         "never finished": fault("elements_kernel", "return;", ";"),
     },
 }
-
-
-# ---- Planting ------------------------------------------------------------------------------------------------------
-
-
-def without_comments(text: str) -> str:
-    """As long as the text, comments and strings blanked out: their braces close nothing."""
-    return re.sub(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', lambda match: " " * len(match[0]), text, flags=re.DOTALL)
-
-
-def closing(code: str, start: int) -> int:
-    """The place after the bracket that closes the one at ``start``."""
-    pair, depth = {"(": "()", "{": "{}"}[code[start]], 0
-    for i in range(start, len(code)):
-        depth += (code[i] == pair[0]) - (code[i] == pair[1])
-        if depth == 0:
-            return i + 1
-    raise AssertionError("a bracket is not closed")
-
-
-def bodies(code: str, function: str) -> list[tuple[int, int]]:
-    """Where the bodies of the functions of that name begin and end; ``struct::name``: of those in the struct."""
-    *scope, name = function.split("::")
-    if scope:
-        structs = [match.end() - 1 for match in re.finditer(rf"\b(?:struct|class)\s+{scope[0]}\s*{{", code)]
-        places = [(begin, closing(code, begin)) for begin in structs]
-        return [(a + x, a + y) for a, b in places for x, y in bodies(code[a:b], name)]
-    found = []
-    for match in re.finditer(rf"\b{name}\s*\(", code):
-        end = closing(code, match.end() - 1)
-        opened = re.compile(r"\s*(?:const\b\s*)?{").match(code, end)
-        if opened:  # else a call or a declaration
-            found.append((opened.end() - 1, closing(code, opened.end() - 1)))
-    return found
-
-
-def pattern(before: str) -> str:
-    """A regular expression for the code, however it is spaced."""
-    tokens = re.findall(r"\w+|[^\w\s]", before)
-    return r"\s*".join(rf"\b{token}\b" if token[0].isalnum() else re.escape(token) for token in tokens)
-
-
-def plant(csrc, function: str, edit: Edit) -> None:
-    """Changes one place of a function, wherever in the sources that CUDA compiles the function is."""
-    places = []
-    for file in sorted([*csrc.glob("*.h"), *csrc.glob("cuda/*.cuh"), *csrc.glob("cuda/*.h")]):
-        code = without_comments(file.read_text())
-        for begin, end in bodies(code, function):
-            matches = re.compile(pattern(edit.before)).finditer(code, begin, end)
-            places += [(file, match.start(), match.end()) for match in matches]
-    if len(places) < edit.nth:
-        found = f"`{edit.before}` is {len(places)} times in the function {function}"
-        raise LookupError(f"{found}, and the fault is for number {edit.nth}: adapt the fault to the kernels")
-    file, start, end = places[edit.nth - 1]
-    text = file.read_text()
-    file.write_text(text[:start] + edit.after + text[end:])
-
-
-def build(folder, kernels, function="", edits=(), header="kernels.cuh"):
-    """The kernels as they are, or with one fault."""
-    shutil.copytree(CSRC, folder / "csrc")
-    source = folder / "csrc" / "faulty.cu"
-    header = "pairs.cuh" if kernels is PAIRS else header
-    source.write_text(f'#include "cuda/{header}"\nnamespace fused_logistic {{{kernels}}}\n')
-    for edit in edits:
-        plant(folder / "csrc", function, edit)
-    return load(80, source, cache=folder)
-
-
-def every_fault(checks, faults):
-    """Parametrizes a test by the kernels and the name of each fault."""
-    return pytest.mark.parametrize(
-        "kernels,name",
-        [
-            pytest.param(kernels, name, id=f"{checks[kernels].__name__}: {name}")
-            for kernels, of_kernels in faults.items()
-            for name in of_kernels
-        ],
-    )
 
 
 # ---- The checks ----------------------------------------------------------------------------------------------------
@@ -417,14 +322,18 @@ CHECKS = {
 }
 
 
+def header_of(kernels):
+    return "pairs.cuh" if kernels is PAIRS else "kernels.cuh"
+
+
 @pytest.mark.parametrize("kernels", CHECKS, ids=["plain", "typed", "general", "family", "gradients", "pairs"])
 def test_without_a_fault(kernels, tmp_path):
-    CHECKS[kernels](build(tmp_path, kernels))
+    CHECKS[kernels](build(tmp_path, kernels, header=header_of(kernels)))
 
 
 @every_fault(CHECKS, FAULTS)
 def test_fault_is_found(kernels, name, tmp_path):
-    module = build(tmp_path, kernels, *FAULTS[kernels][name])
+    module = build(tmp_path, kernels, *FAULTS[kernels][name], header=header_of(kernels))
     with pytest.raises((AssertionError, PtxError)):
         CHECKS[kernels](module)
 

@@ -15,7 +15,6 @@ from cuda_kernels import (
     FLOATS,
     FORMS,
     ROWS,
-    SUMS,
     Output,
     check,
     compare,
@@ -35,6 +34,7 @@ from cuda_losses import (  # noqa: F401 - tests, which are collected here
     test_focal,
     test_focal_of_targets_like_logits,
     test_focal_targets_outside,
+    test_infinite_weights,
 )
 
 from fused_logistic import _C
@@ -313,29 +313,6 @@ def test_grad_output(kernels, kind, form):
     if form == "row" and kind in FLOATS:  # of more than a chunk, and of vectors
         logits, target = make_logits((300, 28), kind), make_target((300, 28), kind)
         compare(kernels, Output.GradLogits, logits, target, grad_output=make_logits((300, 1), kind))
-
-
-INFINITE = {
-    "bce": {},
-    "focal": {"gamma": 2.0, "alpha": 1.0},
-    "asymmetric": {"gamma_neg": 2.0, "gamma_pos": 1.0, "clip": 0.05},
-}
-
-
-@pytest.mark.parametrize("output", [output for output in Output if output != Output.Count], ids=name)
-@pytest.mark.parametrize("loss", INFINITE)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=name)
-def test_infinite_weights(kernels, dtype, loss, output):
-    logits, target = make_logits((28, 36), dtype), make_target((28, 36), dtype)
-    logits[0, :2] = torch.tensor([np.inf, -np.inf])
-    finite = [1.5, 1, 1, 1, 1, 1, 1, 1]
-    pos_weight = torch.tensor([np.inf, 0, *finite, np.inf, 0.5] * 3, dtype=dtype)
-    weight = torch.tensor([np.inf, 0, 1, 1, 0, 2, 1] * 4, dtype=dtype).reshape(28, 1)
-    options = {"weight": weight, "pos_weight": pos_weight, **INFINITE[loss]}
-    if output in SUMS:  # else a sum of infinities
-        target[:, pos_weight == np.inf] = 0
-        options["mask"] = (weight != np.inf).expand(28, 36)
-    compare(kernels, output, logits, target, **options)
 
 
 def test_empty_mean_is_nan(kernels):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from cuda_planting import build, fault
 from ptx import PtxError
 from single_kernels import agree
-from test_cuda_faults import build, fault
 
 from fused_logistic import ops
 

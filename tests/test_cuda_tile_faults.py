@@ -3,8 +3,8 @@
 import pytest
 import torch
 from cuda_kernels import Output, cancelling
+from cuda_planting import build, every_fault, fault
 from ptx import PtxError
-from test_cuda_faults import build, every_fault, fault
 from tile_kernels import added_blocks, compare, finish, on_cpu, run, summed_losses
 
 KERNEL = "template __global__ void tile_kernel<Output::kLossSumAndGrad, Bce, Terms::{}>(const TileLaunch);\n"

@@ -48,7 +48,8 @@ struct RowAccess {
 };
 template <Output kOutput, class L, Terms kTerms, bool kAgain, class V, class C, class Z, class Y>
 FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
-  evaluate<kOutput, L, kTerms, kAgain, V>(RowAccess<kOutput, V, C, Z, Y>{row, i}, row.settings);
+  evaluate<kOutput, L, kTerms, kAgain, !kAgain && L::kHardIsLess, V>(RowAccess<kOutput, V, C, Z, Y>{row, i},
+                                                                     row.settings);
 }
 
 // Asks for the lines that the next row will read and write: the hardware's own prefetching stops at each row's end,
@@ -128,6 +129,24 @@ FL_FN bool has_nan(const C* values, int64_t count) {
   return Value<V>::any(sum != sum);
 }
 
+// Whether all targets are 0 or 1, or ignored: where L::kHardIsLess, other rows are for evaluate_row_again.
+template <class C, class Z>
+FL_FN bool has_hard_targets(const Row<C, Z, C>& row, int64_t count) {
+  using V = typename Simd<C>::Vector;
+  constexpr int64_t w = width<V>;
+  if (row.settings.smoothing != 0) return false;
+  const auto soft = [&](auto y) {
+    using U = decltype(y);
+    return (y != splat<U>(0)) & (y != splat<U>(1)) & (y != splat<U>(row.settings.ignore_index));
+  };
+  auto found = soft(V{});
+  int64_t i = 0;
+  for (; i + w <= count; i += w) found = found | soft(load(row.target + i));
+  bool any = Value<V>::any(found);
+  for (; i < count; ++i) any = any | soft(row.target[i]);
+  return !any;
+}
+
 // A function, and given a copy of the row, which would be kept in memory for its sake.
 template <Output kOutput, class L, Terms kTerms, class C, class Z, class Y>
 FL_CALLED void evaluate_row_again(const Row<C, Z, Y> row, int64_t count) {
@@ -137,6 +156,9 @@ FL_CALLED void evaluate_row_again(const Row<C, Z, Y> row, int64_t count) {
 // Each element by itself. Always inlined, like evaluate_row.
 template <Output kOutput, class L, Terms kTerms, class V, class C, class Z, class Y>
 FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
+  if constexpr (L::kHardIsLess) {
+    if (!has_hard_targets(row, count)) return evaluate_row_again<kOutput, L, kTerms>(row, count);
+  }
   if constexpr (!has_weights(kTerms)) {
     evaluate_row<kOutput, L, kTerms, is_grouped<L>(kOutput, kTerms), V>(row, count);
   } else {
@@ -214,7 +236,9 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
         Z* const kept = saved + (begin - chunk_begin);
         if (again && in_place) row.logits = kept;
         if (!again && in_place) memcpy(kept, row.logits, count * sizeof(Z));
-        if (one_by_one) {
+        bool careful = one_by_one;
+        if constexpr (L::kHardIsLess) careful = careful || !has_hard_targets(row, count);
+        if (careful) {
           evaluate_row_again<kOutput, L, kTerms>(row, count);
         } else {
           evaluate_row<kOutput, L, kTerms, false, typename Simd<C>::Value>(row, count);

@@ -26,10 +26,10 @@ struct ElementAccess {
 // kCareful: as for infinite weights or groups that overflow. Else infinite weights are asked about where a result is NaN.
 template <Output kOutput, class L, Terms kTerms, bool kCareful, class C>
 FL_DEVICE void evaluate_element(const ElementAccess<C>& element, const Settings<C>& settings) {
-  evaluate<kOutput, L, kTerms, kCareful, C>(element, settings);
+  evaluate<kOutput, L, kTerms, kCareful, /*kHard=*/false, C>(element, settings);
   if constexpr (has_weights(kTerms) && !kCareful) {
     const C result = has_elements(kOutput) ? element.result : element.summand;
-    if (result != result) evaluate<kOutput, L, kTerms, /*kAgain=*/true, C>(element, settings);
+    if (result != result) evaluate<kOutput, L, kTerms, /*kAgain=*/true, /*kHard=*/false, C>(element, settings);
   }
 }
 

@@ -19,16 +19,15 @@ enum Function {
   kGradTarget,
   kGradPosWeight,
   kFocal,
-  kFocalWhole,
   kFocalLoss,
   kFocalGradLogit,
   kFocalGradTarget,
   kCount
 };
 constexpr const char* kNames[] = {
-    "exp_nonpositive", "exp_two_parts", "log1p_unit",       "log1p_ratio",       "log_unit",        "log1p_large",
-    "sigma_minus",     "loss",          "grad_logit",       "grad_target",       "grad_pos_weight", "focal",
-    "focal_whole",     "focal_loss",    "focal_grad_logit", "focal_grad_target",
+    "exp_nonpositive", "exp_two_parts", "log1p_unit", "log1p_ratio",      "log_unit",
+    "log1p_large",     "sigma_minus",   "loss",       "grad_logit",       "grad_target",
+    "grad_pos_weight", "focal",         "focal_loss", "focal_grad_logit", "focal_grad_target",
 };
 static_assert(sizeof(kNames) / sizeof(*kNames) == kCount, "");
 
@@ -123,22 +122,24 @@ void check_focal(T z, T y, double gamma, Report& report) {
   const Wide power = E::exp(gamma * log_q), loss = y * truth.positive + (1 - (Wide)y) * truth.negative;
   const fl::Logit<T> parts = fl::logit(z);
   const fl::TermWeights<T> weights = fl::term_weights(y);
-  const auto constants = fl::focal_constants<T>(gamma, 1, 1);
-  fl::Focal<T> focal = fl::focal<false>(parts, y, constants);
+  fl::Settings<T> settings = {};
+  settings.focal = fl::focal_constants<T>(gamma, 1, 1);
   const double unit = 1 + gamma;
-  report.of[kFocal].update(ulps<T>(focal.power, power) / unit, z);
-  if (gamma == int(gamma) && gamma <= 4) {
-    focal = fl::focal<true>(parts, y, constants);
-    report.of[kFocalWhole].update(ulps<T>(focal.power, power) / unit, z);
-  }
-  report.of[kFocalLoss].update(ulps<T>(fl::focal_loss(parts, weights, focal), power * loss) / unit, z);
   const Wide grad = (1 - (Wide)y) * truth.sigma(false) - y * truth.sigma(true);
   const Wide slope = gamma * (1 - 2 * (Wide)y) * truth.e / (1 + truth.e) / u * loss;
-  const T by_logit = fl::focal_grad_logit(parts, weights, focal, y, T(gamma), T(1));
   const Wide terms = larger(larger((1 - (Wide)y) * truth.sigma(false), y * truth.sigma(true)), slope);
-  report.of[kFocalGradLogit].update(ulps<T>(by_logit, power * (grad + slope), power * terms) / unit, z);
+  const auto check = [&](auto of) {
+    using L = decltype(of);
+    const auto factors = L::template factors<false>(parts, y, settings);
+    report.of[kFocal].update(ulps<T>(factors.power, power) / unit, z);
+    report.of[kFocalLoss].update(ulps<T>(L::value(parts, factors, weights), power * loss) / unit, z);
+    const T by_logit = L::by_logit(parts, factors, weights, T(1));
+    report.of[kFocalGradLogit].update(ulps<T>(by_logit, power * (grad + slope), power * terms) / unit, z);
+  };
+  check(fl::FocalLossOf<false>{});
+  if (gamma == int(gamma) && gamma <= 4) check(fl::FocalLossOf<true>{});
   const Wide by_log = gamma / u * loss, change = (truth.below ? by_log : -by_log) * (1 - truth.e);
-  const T by_target = fl::focal_grad_target(parts, focal, y, T(1), T(1), constants);
+  const T by_target = fl::focal_grad_target(parts, y, T(1), T(1), settings.focal);
   // 1 - e cancels near z = 0, where the derivative is small beside what it is made of
   const Wide made_of = power * larger(by_log, (Wide)z);
   report.of[kFocalGradTarget].update(ulps<T>(by_target, power * (change - (Wide)z), made_of) / unit, z);
