@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .functional_focal import asymmetric_loss_with_logits, sigmoid_focal_loss, varifocal_loss
+from .functional_focal import asymmetric_loss_with_logits, quality_focal_loss, sigmoid_focal_loss, varifocal_loss
 
 
 def _of_mmdet(
@@ -81,6 +81,34 @@ def mmdets_varifocal_loss(
     return _of_mmdet("varifocal_loss", varifocal_loss, *given, alpha=alpha, gamma=gamma, iou_weighted=iou_weighted)
 
 
+def mmdets_quality_focal_loss(
+    pred: Tensor,
+    target: tuple[Tensor, Tensor],
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    avg_factor: float | Tensor | None = None,
+    beta: float = 2.0,
+) -> Tensor:
+    """mmdet's ``quality_focal_loss``, computed by :func:`fused_logistic.quality_focal_loss`.
+
+    Shape:
+        pred: ``[priors, classes]``; target: the class of each prior, below 0 or from the number of classes on for none,
+        and its quality, both ``[priors]``; weight: ``[priors]``; output: a scalar, or ``[priors]`` for
+        ``reduction="none"``. A mean is over the priors.
+
+    Raises, dtypes and formula: see there; also ValueError for an ``avg_factor`` with ``reduction="sum"``.
+    """
+    label, score = target
+    is_class = label.unsqueeze(1) == torch.arange(pred.shape[1], device=pred.device)
+    quality = torch.where(is_class, score.unsqueeze(1).to(pred.dtype), 0)
+    of_priors = reduction == "mean" and avg_factor is None
+    given = pred, quality, weight, "sum" if of_priors else reduction, avg_factor
+    loss = _of_mmdet("quality_focal_loss", quality_focal_loss, *given, beta=beta)
+    if of_priors:
+        return loss / len(pred)
+    return loss.sum(1) if reduction == "none" else loss
+
+
 def asymmetric_forward(self: Any, x: Tensor, y: Tensor) -> Tensor:
     """The forward of timm's ``AsymmetricLossMultiLabel``, computed by
     :func:`fused_logistic.asymmetric_loss_with_logits`.
@@ -103,6 +131,7 @@ KNOWN: dict[tuple[str, str], Callable[..., Tensor]] = {
     ("torchvision.ops.focal_loss", "sigmoid_focal_loss"): sigmoid_focal_loss,
     ("mmdet.models.losses.focal_loss", "py_sigmoid_focal_loss"): py_sigmoid_focal_loss,
     ("mmdet.models.losses.varifocal_loss", "varifocal_loss"): mmdets_varifocal_loss,
+    ("mmdet.models.losses.gfocal_loss", "quality_focal_loss"): mmdets_quality_focal_loss,
     ("timm.loss.asymmetric_loss", "AsymmetricLossMultiLabel"): asymmetric_forward,
 }
 

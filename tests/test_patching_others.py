@@ -141,6 +141,39 @@ def test_mmdets_varifocal_loss(iou_weighted, avg_factor):
     assert head.varifocal_loss is mmdets
 
 
+def quality_focal_loss(pred, target, weight=None, reduction="mean", avg_factor=None, beta=2.0):
+    """mmdet's, with what its decorator does."""
+    label, score = target
+    p = pred.sigmoid()
+    loss = F.binary_cross_entropy_with_logits(pred, torch.zeros_like(pred), reduction="none") * p.pow(beta)
+    rows = ((label >= 0) & (label < pred.size(1))).nonzero().squeeze(1)
+    classes = label[rows].long()
+    of_rows = F.binary_cross_entropy_with_logits(pred[rows, classes], score[rows], reduction="none")
+    loss[rows, classes] = of_rows * (score[rows] - p[rows, classes]).abs().pow(beta)
+    loss = loss.sum(dim=1)
+    loss = loss if weight is None else loss * weight
+    if avg_factor is None or reduction == "none":
+        return {"none": lambda: loss, "mean": loss.mean, "sum": loss.sum}[reduction]()
+    return loss.sum() / (avg_factor + torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("reduction,avg_factor", [("none", None), ("mean", None), ("mean", 3.0), ("sum", None)])
+def test_mmdets_quality_focal_loss(reduction, avg_factor):
+    """Targets are a class and its quality; of no class are those below 0 and from the number of classes on."""
+    mmdets = theirs(types.FunctionType(quality_focal_loss.__code__, globals(), "quality_focal_loss",
+                                       quality_focal_loss.__defaults__), "mmdet.models.losses.gfocal_loss")  # fmt: skip
+    pred = torch.randn(ROWS, CLASSES, dtype=torch.double, requires_grad=True)
+    target = torch.arange(ROWS) % (CLASSES + 2) - 1, torch.rand(ROWS, dtype=torch.double)
+    with fl.patch(head := module(loss=mmdets)):
+        assert head.loss is not mmdets
+        for weight in (None, torch.rand(ROWS, dtype=torch.double)):
+            given = pred, target, weight, reduction, avg_factor
+            ours, exact = head.loss(*given, beta=1.5), quality_focal_loss(*given, beta=1.5)
+            torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-15)
+            grads = [torch.autograd.grad(t.sum(), pred)[0] for t in (ours, exact)]
+            torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-13)
+
+
 class AsymmetricLossMultiLabel(torch.nn.Module):
     """timm's."""
 
