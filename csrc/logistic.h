@@ -266,22 +266,23 @@ FL_FN Logit<V> logit(V z) {
 // 1 - y is off by at most 2^-25 (in fp32), so that y + (1 - y) rounds to 1.
 // infinite: whether some weight may be. Then 0 times infinity is 0, in the weights and between them and their terms,
 // and what the formulas below turn into infinity less infinity is made term by term. The compiler knows it, so that it
-// costs nothing where it is not so: see `evaluate` in losses.h.
+// costs nothing where it is not so: see `evaluate` in losses.h. unsure: whether they are taken to be finite, and a result of
+// NaN will be looked at.
 template <class V>
 struct TermWeights {
   V positive, negative, sum;
-  bool infinite;
+  bool infinite, unsure;
 };
 template <class V>
 FL_FN TermWeights<V> term_weights(V y) {
-  return {y, splat<V>(1) - y, splat<V>(1), false};
+  return {y, splat<V>(1) - y, splat<V>(1), false, false};
 }
 template <class V>
 FL_FN TermWeights<V> term_weights(V y, V p, V w, bool infinite = false) {
   const V opposite = splat<V>(1) - y, whole = fma(p, y, opposite);
-  if (!infinite) return {w * (p * y), w * opposite, w * whole, false};
+  if (!infinite) return {w * (p * y), w * opposite, w * whole, false, true};
   const V weighted = product(p, y);
-  return {product(w, weighted), product(w, opposite), product(w, unless_nan(whole, weighted + opposite)), true};
+  return {product(w, weighted), product(w, opposite), product(w, unless_nan(whole, weighted + opposite)), true, false};
 }
 // For infinite weights, what is multiplied by them: l and s are 0 for m = infinity alone, not where they underflowed.
 template <class V>

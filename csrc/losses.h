@@ -75,16 +75,21 @@ struct Bce {
 };
 
 // A power, and a weight of the loss's own, times a loss that L has as plain and plain_by_logit.
-// A power of 0 makes 0 of any loss, of an infinite one too; a derivative is infinite only where a weight is.
 template <class L>
 struct Powered {
+  // A power of 0 makes 0 of any loss, of an infinite one too; but it must not hide that a weight was not finite.
+  template <class V>
+  FL_FN V times(V power, V plain, const TermWeights<V>& terms) {
+    const V zero = splat<V>(0);
+    return terms.unsure ? fma(power, plain, zero) : add_term(power, plain, zero);
+  }
   template <class V, class Factors>
   FL_FN V value(const Logit<V>& of, const Factors& factors, const TermWeights<V>& terms) {
-    return add_term(factors.power, L::plain(of, factors, terms), splat<V>(0));
+    return times(factors.power, L::plain(of, factors, terms), terms);
   }
   template <class V, class Factors>
   FL_FN V by_logit(const Logit<V>& of, const Factors& factors, const TermWeights<V>& terms, V factor) {
-    const V slope = add_term(factors.slope, L::plain(of, factors, terms), splat<V>(0));
+    const V slope = times(factors.slope, L::plain(of, factors, terms), terms);
     const V plain = L::plain_by_logit(of, factors, terms), change = fma(factors.power, plain, slope);
     return (terms.infinite ? unless_nan(change, add_term(factors.power, plain, slope)) : change) * factor;
   }

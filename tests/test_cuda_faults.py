@@ -128,11 +128,11 @@ FAULTS = {
         "no alpha": fault("focal", "focal_alpha(y, constants) * of", "of"),
         "no q^gamma": fault(
             "Powered::value",
-            "add_term(factors.power, L::plain(of, factors, terms), splat<V>(0))",
+            "times(factors.power, L::plain(of, factors, terms), terms)",
             "L::plain(of, factors, terms)",
         ),
         "gradient of q^gamma left out": fault(
-            "Powered::by_logit", "add_term(factors.slope, L::plain(of, factors, terms), splat<V>(0))", "splat<V>(0)"
+            "Powered::by_logit", "times(factors.slope, L::plain(of, factors, terms), terms)", "splat<V>(0)"
         ),
         "negative q, but not its sign": fault("focal_by_log", "splat<V>(constants.sign)", "one"),
         "negative q not seen": fault("focal_by_log", "-at_least(minus_absolute(u)", "at_least(u"),
