@@ -225,3 +225,14 @@ def test_a_batch_without_positives(reduction):
     plain = fl.binary_cross_entropy_with_logits(logits, target, pos_weight=finite, reduction=reduction)
     assert ratio.isinf() and same_bits(loss, plain)
     assert same_bits(*(torch.autograd.grad(t.sum(), logits)[0] for t in (loss, plain)))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_weight_of_0_hides_none_that_is_infinite(reduction, isa):
+    """alpha = 1: negatives weigh nothing, by the loss and by the gradient that is made with it."""
+    logits, target = torch.randn(300), torch.zeros(300)
+    logits[:3] = torch.tensor([INF, -INF, 100.0])
+    logits.requires_grad_()
+    loss = fl.sigmoid_focal_loss(logits, target, alpha=1.0, pos_weight=INF, reduction=reduction)
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    assert loss.count_nonzero() == 0 and grad.equal(torch.zeros(300))
