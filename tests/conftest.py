@@ -92,14 +92,6 @@ def tile_arguments(logits, target, weight=None, pos_weight=None, mask=None, grad
             label, whole, wants_grad, *options)  # fmt: skip
 
 
-def first_requires_grad(arguments: tuple, asked: bool) -> tuple:
-    """The arguments, of which the first is made to require a gradient if that is asked for and possible."""
-    first = arguments[0]
-    if asked and isinstance(first, torch.Tensor) and first.is_floating_point():
-        return (first.clone().requires_grad_(), *arguments[1:])
-    return arguments
-
-
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal bit for bit, all NaNs being one value."""
     if a.dtype != b.dtype or a.shape != b.shape:

@@ -74,8 +74,8 @@ def test_the_definition(problem, seed, factor):
     tensors, member = problem.tensors, problem.member
     kept = kept_of(problem)
     u = unit(problem)
-    # what the definition may be off by itself: it computes with 1 - p_m, which may be as small as the clip
-    definition = 16 * (1 + limit(member)) * 2.0**-53 / (member.options.get("clip") or 1)
+    clip = member.options.get("clip") or 1  # 1 - p_m may be as small, and is what the negatives' slope is divided by
+    definition = 16 * (1 + limit(member)) * 2.0**-53 / clip  # what the definition may be off by itself
     dtype = problem.call().dtype
     g = grad_output_for(problem, torch.Generator().manual_seed(seed), dtype, factor)
     assume(problem.options["reduction"] != "mean" or divisor_of(problem, kept) > 0)
@@ -84,15 +84,18 @@ def test_the_definition(problem, seed, factor):
     event(f"{member.name.split()[0]}, {problem.options['reduction']}")
     per_element = 2 * u * (limit(member) + 4) + definition
     # what is subnormal on the way is off by a subnormal number, which is multiplied by the others
-    least = 64 * abs(factor) * smallest(torch.float64 if u == 2.0**-53 else torch.float32)
+    least = 64 / clip * abs(factor) * smallest(torch.float64 if u == 2.0**-53 else torch.float32)
     per_sum = 0 if problem.options["reduction"] == "none" else 26 * u
     assert_within(loss, want.loss, want.loss_size * (per_element + per_sum) + least, "loss")
     for name, got in grads.items():
         grad, size = want.grads[name]
         added = numel(tensors["logits"].shape) // max(1, got.numel())
         share = per_element + per_sum  # which is in the derivative by the weights that a mean is divided by
-        in_parts = added > 1 or problem.options.get("normalizer") == "weights"  # each rounded to the operand's dtype
-        share += (math.log2(max(1, added)) + 4) * torch.finfo(got.dtype).eps if in_parts else 0
+        if added > 1:
+            share += (math.log2(added) + 4) * torch.finfo(got.dtype).eps
+        if problem.options.get("normalizer") == "weights":  # torch divides by it, in fp32 at least, in two parts
+            wide = torch.promote_types(dtype, torch.float32)
+            share += 4 * max(torch.finfo(d).eps for d in (got.dtype, wide))
         assert got.shape == tensors[name].shape and got.dtype == tensors[name].dtype
         assert_within(got, grad, size * share + least, name)
 
