@@ -1,4 +1,4 @@
-"""The layer: messages beside those of tests/test_bad_inputs.py, and corners in which two of its paths could disagree."""
+"""The layer: messages beside those of tests/test_bad_inputs.py, and corners in which two of its paths may disagree."""
 
 import re
 
