@@ -68,6 +68,13 @@ bool has_class_indices(const Tensor& target, const Tensor& logits) {
          logits.size(class_dim(logits)) != 1;
 }
 
+// What is read of a tensor. One whose storage was freed has none, and null stands for an operand that is not given.
+const void* data_of(const Tensor& tensor, const char* op) {
+  const void* const data = tensor.const_data_ptr();
+  require(data != nullptr || tensor.numel() == 0, op, "the storage of a tensor was freed");
+  return data;
+}
+
 }  // namespace
 
 void refuse(const char* op, const char* what) {
@@ -146,7 +153,7 @@ TensorProblem::TensorProblem(const char* op, const Operands& given, const Option
   require(!given.count.has_value() || (given.count->scalar_type() == ScalarType::Double && given.count->numel() == 1 &&
                                        same_device(*given.count, logits_)),
           op, "count is not one float64 on the logits' device");
-  problem.logits = {logits_.const_data_ptr(), dtype_of(type), 1, problem.numel};
+  problem.logits = {data_of(logits_, op), dtype_of(type), 1, problem.numel};
   problem.target = is_index ? class_indices(given.target) : operand(given.target);
   problem.weight = optional_operand(given.weight);
   problem.pos_weight = optional_operand(given.pos_weight);
@@ -190,9 +197,9 @@ Operand TensorProblem::operand(const Tensor& tensor) {
   require(same_device(tensor, logits_), op_, "an operand is on another device than the logits");
   require(broadcasts(tensor, logits_), op_, "an operand does not broadcast to the logits");
   const DType dtype = dtype_of(tensor.scalar_type());
-  if (tensor.numel() == 1) return {tensor.const_data_ptr(), dtype, 1, 1};
+  if (tensor.numel() == 1) return {data_of(tensor, op_), dtype, 1, 1};
   if (contiguous_ && tensor.is_contiguous() && same_sizes(tensor, logits_)) {
-    return {tensor.const_data_ptr(), dtype, 1, problem.numel};
+    return {data_of(tensor, op_), dtype, 1, problem.numel};
   }
   // From the fastest dimension on: some over which the tensor is constant, then some along which it is dense, then
   // some over which it repeats.
@@ -203,7 +210,7 @@ Operand TensorProblem::operand(const Tensor& tensor) {
   for (; d >= 0 && (strides[d] == size || extent(d) == 1); --d) size *= extent(d);
   for (; d >= 0 && (strides[d] == 0 || extent(d) == 1); --d) {
   }
-  if (d < 0) return {tensor.const_data_ptr(), dtype, inner, size};
+  if (d < 0) return {data_of(tensor, op_), dtype, inner, size};
   // Strided memory: copy the tensor as small as it is, then look again. What varies along two groups of dimensions
   // with a broadcast one between them is copied in full.
   Tensor small = tensor;
@@ -235,7 +242,7 @@ Operand TensorProblem::class_indices(const Tensor& target) {
   }
   Tensor indices = contiguous_ ? target : call("aten::permute", target, IntHeaderOnlyArrayRef(order));
   if (!indices.is_contiguous()) owned_.push_back(indices = torch::stable::contiguous(indices));
-  return {indices.const_data_ptr(), dtype_of(indices.scalar_type()), inner, indices.numel(), logits_.size(dim)};
+  return {data_of(indices, op_), dtype_of(indices.scalar_type()), inner, indices.numel(), logits_.size(dim)};
 }
 
 }  // namespace fused_logistic

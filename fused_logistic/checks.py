@@ -17,6 +17,8 @@ from .ops import Layer
 from .options import LAYER, Options
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_PLAIN = (Tensor, torch.nn.Parameter)
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _READABLE = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -51,6 +53,14 @@ def same_device(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
         raise RuntimeError(f"{op}: expected {name} on {like.device}, got {tensor.device}")
 
 
+def allocated(op: str, name: str, tensor: Tensor) -> None:
+    """A storage that was freed, as by ``untyped_storage().resize_(0)``, has nothing to read; known of eager ones."""
+    if type(tensor) not in _PLAIN or tensor.is_meta or tensor.layout != torch.strided or torch.compiler.is_compiling():
+        return
+    if not _wrapped(tensor) and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0:
+        raise RuntimeError(f"{op}: expected {name} with a storage for its elements, got one of 0 bytes")
+
+
 def _equal(mine: Any, wanted: Any, message: Callable[[], str]) -> None:
     """Two sizes: numbers, symbols of them, or what torch.jit.trace makes of them."""
     equal = mine == wanted
@@ -78,10 +88,10 @@ def _broadcasts(op: str, name: str, tensor: Tensor, shape: Sequence[Any]) -> Non
         )
 
 
-def _readable(op: str, tensor: Tensor) -> None:
+def _readable(op: str, name: str, tensor: Tensor) -> None:
     if tensor.dtype not in _READABLE:
         raise NotImplementedError(
-            f"{op}: expected a floating point, integer or bool tensor, got {dtype_name(tensor.dtype)}"
+            f"{op}: expected {name} of a floating point, integer or bool dtype, got {dtype_name(tensor.dtype)}"
         )
 
 
@@ -155,14 +165,17 @@ def loss(
     else:
         same_shape(op, "target", target, logits.shape)
     same_device(op, "target", target, logits)
-    _readable(op, target)
+    _readable(op, "target", target)
+    allocated(op, "logits", logits)
+    allocated(op, "target", target)
     for name, tensor in (("weight", weight), ("pos_weight", pos_weight), ("mask", mask)):
         if tensor is None:
             continue
         strided(op, name, tensor, NotImplementedError)
         same_device(op, name, tensor, logits)
         _broadcasts(op, name, tensor, logits.shape)
-        _readable(op, tensor)
+        _readable(op, name, tensor)
+        allocated(op, name, tensor)
     _bool(op, mask)
     _reduction(op, reduction)
     given.check(op)
@@ -219,6 +232,8 @@ def layer(
                 f"{op}: expected {name} of the input's dtype {dtype_name(input.dtype)}, got {dtype_name(tensor.dtype)}"
             )
         same_device(op, name, tensor, input)
+        allocated(op, name, tensor)
+    allocated(op, "input", input)
     labels = linear_weight.shape[:-1]
     if linear_bias is not None:
         fits = list(linear_bias.shape) == list(labels) if labels else list(linear_bias.shape) in ([], [1])
@@ -230,15 +245,17 @@ def layer(
         same_shape(op, "target", target, logits)
     else:
         _sparse(op, input, linear_weight, target, crow_indices, col_indices, logits)
-    _readable(op, target)
+    _readable(op, "target", target)
     same_device(op, "target", target, input)
+    allocated(op, "target", target)
     for name, tensor in (("weight", weight), ("pos_weight", pos_weight), ("mask", mask)):
         if tensor is None:
             continue
         strided(op, name, tensor, ValueError)
         _broadcasts(op, name, tensor, logits)
         same_device(op, name, tensor, input)
-        _readable(op, tensor)
+        _readable(op, name, tensor)
+        allocated(op, name, tensor)
     _bool(op, mask)
     _reduction(op, reduction)
     given.check(op)
@@ -340,7 +357,7 @@ def bce_backward_(grad_logits: Tensor, grad_output: Tensor, made_for: Tensor | N
 
 
 def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None, ignore_nan: bool = False) -> None:
-    _readable("bce_count", target)
+    _readable("bce_count", "target", target)
     if mask is None:
         return
     _bool("bce_count", mask)

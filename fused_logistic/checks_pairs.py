@@ -23,9 +23,11 @@ def pairs(
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as the public function says.
     """
+    checks.tensors(PAIRS, {"logit_scale": logit_scale})  # the schema asks it of a kernel, of which this may be in place
     for name, tensor in (("image_features", image_features), ("text_features", text_features)):
         checks.strided(PAIRS, name, tensor, NotImplementedError)
         checks.floating(PAIRS, name, tensor)
+        checks.allocated(PAIRS, name, tensor)
     if image_features.dim() != 2:
         raise ValueError(
             f"{PAIRS}: expected image_features of shape [pairs, features], got {list(image_features.shape)}"
@@ -40,6 +42,7 @@ def pairs(
     for name, number in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
         if number is None:
             continue
+        checks.strided(PAIRS, name, number, NotImplementedError)
         checks.floating(PAIRS, name, number)
         if list(number.shape) not in ([], [1]):
             raise ValueError(f"{PAIRS}: expected {name} of shape [] or [1], got {list(number.shape)}")

@@ -67,9 +67,14 @@ def divided(
     return (total / sharding.replicated_like(total, count)).to(dtype)
 
 
+def _are_classes(shape: Sequence[int], target: _Target) -> bool:
+    """A sparse target's values have a dimension less too."""
+    return target[1] is None and targets.are_classes(shape, target[0])
+
+
 def _positives(shape: Sequence[int], target: _Target, mask: Tensor | None, options: Options) -> Tensor:
     values, crow_indices, col_indices = target
-    if targets.are_classes(shape, values):
+    if _are_classes(shape, target):
         return targets.class_positives(shape, values, mask, options.ignore_index)
     ignored = options.ignore_index, options.ignore_nan
     if crow_indices is None or col_indices is None:
@@ -91,7 +96,7 @@ def _weight_of_all(
         weight = weight.reshape((1,) * (2 - weight.dim()) + weight.shape)
         number = matrices.left_in(shape, weight.shape, values, crow_indices, col_indices, mask, *ignored)
     else:
-        if targets.are_classes(shape, values):
+        if _are_classes(shape, target):
             left_in = targets.class_rows(shape, values, mask, options.ignore_index)
         else:
             left_in = targets.kept(values, mask, *ignored) if options.leaves_out else mask

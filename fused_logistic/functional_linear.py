@@ -25,7 +25,7 @@ def _parts(
         return target, None, None
     if target.layout not in (torch.sparse_csr, torch.sparse_coo):
         layouts = "torch.strided, torch.sparse_csr or torch.sparse_coo"
-        raise ValueError(f"{op}: expected target of layout {layouts}, got {target.layout}")
+        raise ValueError(f"{op}: expected target of layout {layouts}, got {checks.layout_name(target.layout)}")
     shape = (*input.shape[:-1], *linear_weight.shape[:-1])
     if target.shape != shape:
         raise ValueError(f"{op}: expected target of shape {list(shape)}, got {list(target.shape)}")
@@ -37,7 +37,7 @@ def _parts(
                 f"{op}: expected a sparse target of 2 sparse dimensions and no dense one, "
                 f"got {target.sparse_dim()} and {target.dense_dim()}"
             )
-        return sparse.csr_of_coo(target)
+        return sparse.csr_of_coo(target, op=op)
     return target.values(), target.crow_indices(), target.col_indices()
 
 
@@ -59,6 +59,14 @@ def _loss(*given: Any) -> Tensor:
     layer, number = (input, linear_weight, linear_bias), number_of(reduction)
     args = *others, number, chunk_bytes, options, arguments.normalizer(options.layer, normalizer, number, input)
     return loss(layer, parts, *args)
+
+
+def _in_the_name_of(op: str, error: Exception) -> Exception:
+    """What is wrong with sparse indices is found where nobody knows which of the layers it is."""
+    said = str(error)
+    if op == LAYER or not said.startswith(f"{LAYER}: "):
+        return error
+    return type(error)(op + said.removeprefix(LAYER)).with_traceback(error.__traceback__)
 
 
 def computed(
@@ -83,7 +91,7 @@ def computed(
     try:
         return _loss(*given)
     except Exception as error:
-        refusal = error
+        refusal = _in_the_name_of(options.layer, error)
     try:
         check_reduction(options.layer, reduction)
         optional = {"linear_bias": linear_bias, "weight": w, "pos_weight": p, "mask": mask}

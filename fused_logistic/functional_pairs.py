@@ -89,6 +89,9 @@ def sigmoid_contrastive_loss(
     try:
         names = "image_features", "text_features", "logit_scale"
         checks.tensors(_OP, dict(zip(names, operands, strict=False)), logit_bias=operands[3])
+        for name, number in zip(("logit_scale", "logit_bias"), operands[2:], strict=True):
+            if number is not None:  # a sparse one has no shape that pairs_operands could give it
+                checks.strided(_OP, name, number, NotImplementedError)
         checks_pairs.pairs(*(*autograd.pairs_operands(*operands), tile_bytes))
         raise refusal
     finally:

@@ -119,9 +119,8 @@ def places(crow_indices: Tensor, col_indices: Tensor, labels: int, name: str = "
     yet, a RuntimeError as soon as they are computed; on a GPU a failed assertion of the device.
     """
     number = col_indices.numel()
-    op = LAYER
-    rising = f"{op}: expected crow_indices of a sparse {name} that rise from 0 to {number}, got others"
-    inside = f"{op}: expected column indices of a sparse {name} in [0, {labels}), got others"
+    rising = f"{LAYER}: expected crow_indices of a sparse {name} that rise from 0 to {number}, got others"
+    inside = f"{LAYER}: expected column indices of a sparse {name} in [0, {labels}), got others"
     rise = (crow_indices[0] == 0) & (crow_indices[-1] == number) & (crow_indices.diff() >= 0).all()
     are_inside = ((col_indices >= 0) & (col_indices < labels)).all()
     _require((rise, rising), (are_inside, inside))
@@ -130,14 +129,14 @@ def places(crow_indices: Tensor, col_indices: Tensor, labels: int, name: str = "
     return row, col_indices.long()
 
 
-def csr_of_coo(coo: Tensor, name: str = "target") -> tuple[Tensor, Tensor, Tensor]:
+def csr_of_coo(coo: Tensor, name: str = "target", op: str = LAYER) -> tuple[Tensor, Tensor, Tensor]:
     """(values, crow_indices, col_indices) of a sparse COO tensor ``[rows, columns]``, differentiable in its values.
 
     A target that needs no derivative and is not on the CPU keeps its duplicates: to look for them is to wait.
     """
     found = coo._indices()
     # first: coalesced, a column that is too large would be one of the next row
-    inside = f"{LAYER}: expected indices of a sparse {name} inside of {list(coo.shape)}, got others"
+    inside = f"{op}: expected indices of a sparse {name} inside of {list(coo.shape)}, got others"
     within = (found >= 0).all() & (found[0] < coo.shape[0]).all() & (found[1] < coo.shape[1]).all()
     _require((within, inside))
     if coo.is_cpu or coo.requires_grad or name != "target":

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+from hypothesis import settings
 
 from fused_logistic import _C, autograd, divisor, made_for, ops
 from fused_logistic.options import Options
+
+# The same inputs each time, whatever failed in the run before; `search` looks at others in each, and at many more.
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("search", max_examples=3000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 torch.manual_seed(0)  # for what the tests' modules draw as they are imported; each test seeds again
 
@@ -82,14 +90,6 @@ def tile_arguments(logits, target, weight=None, pos_weight=None, mask=None, grad
     options = Options(label_smoothing, ignore_index, gamma, alpha, ignore_nan=ignore_nan)
     return (logits, losses, loss_sum, bias_sum, target, crow, col, weight, pos_weight, mask, grad_output, count, scale,
             label, whole, wants_grad, *options)  # fmt: skip
-
-
-def first_requires_grad(arguments: tuple, asked: bool) -> tuple:
-    """The arguments, of which the first is made to require a gradient if that is asked for and possible."""
-    first = arguments[0]
-    if asked and isinstance(first, torch.Tensor) and first.is_floating_point():
-        return (first.clone().requires_grad_(), *arguments[1:])
-    return arguments
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The losses beside the focal one, each with its definition, for the tests of all of them."""
+"""Every elementwise loss with its definition, for the tests of all of them."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ class Member(NamedTuple):
         )
 
 
+def focal(alpha, gamma):
+    """An alpha of -1: none, which the ops know as None."""
+    options = {"gamma": gamma, "alpha": None if alpha == -1 else alpha}
+    public = functools.partial(fl.sigmoid_focal_loss, alpha=alpha, gamma=gamma)
+    definition = functools.partial(reference.sigmoid_focal_loss, alpha=alpha, gamma=gamma)
+    return Member(f"focal {alpha} {gamma}", public, definition, options, (gamma, gamma))
+
+
 def quality(beta):
     of = functools.partial
     public, definition = of(fl.quality_focal_loss, beta=beta), of(reference.quality_focal_loss, beta=beta)
@@ -54,7 +62,8 @@ def asymmetric(gamma_neg, gamma_pos, clip):
     return Member(f"asymmetric {gamma_neg} {gamma_pos} {clip}", public, definition, options, (gamma_neg, gamma_pos))
 
 
-# whole exponents, which have kernels of their own, and others
+PLAIN = Member("plain", fl.binary_cross_entropy_with_logits, reference.loss, {}, (0, 0))
+# those beside the plain and the focal one; whole exponents, which have kernels of their own, and others
 FAMILY = [
     quality(2.0), quality(0.7), varifocal(0.75, 2.0), varifocal(0.3, 1.5, False), asymmetric(4.0, 1.0, 0.05),
     asymmetric(2.0, 0.0, 0.0), asymmetric(2.5, 0.6, 0.1), asymmetric(3.3, 1.0, 0.0),
@@ -66,7 +75,7 @@ def exact(member, z, y):
     by; and the power."""
     with mpmath.workdps(50):
         z, y = mpmath.mpf(float(z)), mpmath.mpf(float(y))
-        options = {name: mpmath.mpf(value) for name, value in member.options.items()}
+        options = {name: mpmath.mpf(value) for name, value in member.options.items() if value is not None}
         minus = 1 / (1 + mpmath.exp(z))
         sigma = 1 / (1 + mpmath.exp(-z))
         plus_log, minus_log = mpmath.log1p(mpmath.exp(-z)), mpmath.log1p(mpmath.exp(z))
@@ -85,6 +94,10 @@ def exact(member, z, y):
             q_grad = ((1 - y if there else 0) - y) * step
             lost = (1 - y) * (sigma + clip) if clip else mpmath.mpf(0)  # what q may be off by, in units of rounding
             weight = mpmath.mpf(1)
+        elif member.name.startswith(("plain", "focal")):
+            gamma, alpha = options.get("gamma", mpmath.mpf(0)), options.get("alpha")
+            q, q_grad, lost = y * minus + (1 - y) * sigma, (1 - 2 * y) * step, mpmath.mpf(0)
+            weight = mpmath.mpf(1) if alpha is None else alpha * y + (1 - alpha) * (1 - y)
         else:
             is_varifocal = "iou_weighted" in options
             gamma = options["gamma"] if is_varifocal else options["beta"]

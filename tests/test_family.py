@@ -1,7 +1,5 @@
 """Quality, varifocal and asymmetric loss: derivatives, transforms, usual implementations, options, layers, errors."""
 
-import re
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -352,29 +350,6 @@ def test_module():
     exact = fl.asymmetric_loss_with_logits(z, y, 3.0, 0.5, 0.1, "mean", **options)
     for call in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
         assert same_bits(call(z, y, y > 0), exact)
-
-
-@pytest.mark.parametrize(
-    "function,options,error,message",
-    [
-        (fl.quality_focal_loss, {"beta": -1}, ValueError, "expected beta between 0 and 1e+30, got -1"),
-        (fl.quality_focal_loss, {"beta": torch.ones(3)}, TypeError, "expected beta to be a number, got Tensor"),
-        (fl.varifocal_loss, {"gamma": torch.inf}, ValueError, "expected gamma between 0 and 1e+30, got inf"),
-        (fl.varifocal_loss, {"alpha": 2}, ValueError, "expected alpha between 0 and 1"),
-        (fl.varifocal_loss, {"iou_weighted": 1}, TypeError, "expected iou_weighted to be a bool, got int"),
-        (fl.asymmetric_loss_with_logits, {"gamma_neg": -1}, ValueError, "expected gamma_neg between 0 and 1e+30"),
-        (fl.asymmetric_loss_with_logits, {"gamma_pos": torch.nan}, ValueError, "expected gamma_pos between 0 and 1e"),
-        (fl.asymmetric_loss_with_logits, {"clip": 1e-12}, ValueError, "expected clip to be 0 or between 1e-09 and 1"),
-        (fl.asymmetric_loss_with_logits, {"clip": 1.5}, ValueError, "expected clip to be 0 or between 1e-09 and 1"),
-        (fl.asymmetric_loss_with_logits, {"reduction": "average"}, ValueError, "expected reduction 'none', 'mean'"),
-        (fl.asymmetric_loss_with_logits, {"mask": torch.ones(3)}, TypeError, "expected mask of dtype bool"),
-    ],
-    ids=lambda v: v if isinstance(v, str) else "",
-)
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_errors(function, options, error, message, requires_grad):
-    with pytest.raises(error, match=re.escape(f"{function.__name__}: {message}")):
-        function(torch.ones(3).requires_grad_(requires_grad), torch.ones(3), **options)
 
 
 def test_options_that_belong_to_different_losses():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -11,6 +11,7 @@ import fused_logistic as fl
 from fused_logistic import _C, ops
 from fused_logistic.autograd import LinearBinaryCrossEntropy
 from tests.conftest import DTYPES, REDUCTIONS, layer_arguments, same_bits
+from tests.properties import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse")
 
@@ -55,7 +56,7 @@ def assert_same(ours, torchs, rtol=1e-11, atol=1e-13):
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol, equal_nan=True)
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(
     lead=st.sampled_from([(), (1,), (5,), (40,), (2, 3), (0,), (3, 0), (2, 1, 4)]),
     features=st.sampled_from([0, 1, 3, 31, 32, 33, 100]),

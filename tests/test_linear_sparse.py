@@ -5,12 +5,13 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fused_logistic as fl
 from fused_logistic import sparse
 from tests.conftest import same_bits
+from tests.properties import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse")
 
@@ -32,7 +33,7 @@ def step(x, w, b, target, **options):
     return loss.detach(), *torch.autograd.grad(loss, leaves, factor)
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(
     shape=st.sampled_from([(5, 7, 3), (40, 30, 16), (3, 2000, 8), (64, 1, 4), (1, 9, 2), (0, 4, 3), (2000, 3, 5)]),
     count=st.sampled_from([0, 1, 12, 300]),

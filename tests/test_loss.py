@@ -6,12 +6,13 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fused_logistic as fl
 from fused_logistic import reference
 from tests.conftest import DTYPES, REDUCTIONS
+from tests.properties import examples
 
 
 def both(logits, target, **options):
@@ -121,7 +122,7 @@ def test_integer_targets(dtype, logits_dtype, device):
     assert_same(*results, rtol=0, atol=0)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     shape=st.lists(st.integers(1, 6), max_size=4),
     keep=st.lists(st.booleans(), min_size=4, max_size=4),

@@ -12,7 +12,6 @@ from normalizer_formula import (
     assert_same,
     given,
     kept_of,
-    layer,
     operands,
     truth,
 )
@@ -214,52 +213,3 @@ def test_nothing_waits_for_the_device():
             loss = fl.binary_cross_entropy_with_logits(leaf, y.to("meta"), normalizer=normalizer, **options)
             loss.backward()
             assert loss.is_meta and leaf.grad.is_meta
-
-
-# ---- Errors ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "op", ["binary_cross_entropy_with_logits", "sigmoid_focal_loss", "linear_binary_cross_entropy"]
-)
-def test_errors(op):
-    z, y, _ = operands()
-    x, w, _ = layer()
-
-    def loss(normalizer, reduction="mean"):
-        first = (x, w) if op.startswith("linear") else (z,)
-        return getattr(fl, op)(*first, y, reduction=reduction, normalizer=normalizer)
-
-    for value, error, message in (
-        (
-            "weight",
-            ValueError,
-            "normalizer to be 'elements', 'weights', 'positives', a number or a tensor, got 'weight'",
-        ),
-        (None, TypeError, "normalizer to be a str, a number or a tensor, got NoneType"),
-        (True, TypeError, "normalizer to be a str, a number or a tensor, got bool"),
-        (2j, TypeError, "normalizer to be a str, a number or a tensor, got complex"),
-        (0, ValueError, "normalizer to be finite and > 0, got 0"),
-        (-2.5, ValueError, "normalizer to be finite and > 0, got -2.5"),
-        (math.nan, ValueError, "normalizer to be finite and > 0, got nan"),
-        (math.inf, ValueError, "normalizer to be finite and > 0, got inf"),
-        (torch.ones(2), ValueError, "normalizer of one element, got [2]"),
-        (torch.ones(()).bool(), TypeError, "normalizer to be real, got Bool"),
-        (torch.ones((), dtype=torch.complex64), TypeError, "normalizer to be real, got ComplexFloat"),
-        (torch.ones(1).to_sparse(), ValueError, "normalizer of layout torch.strided, got Sparse"),
-        (torch.ones((), device="meta"), RuntimeError, "normalizer on cpu, got meta"),
-    ):
-        with pytest.raises(error) as raised:
-            loss(value)
-        assert str(raised.value) == f"{op}: expected {message}"
-    for reduction in ("none", "sum"):
-        for value in ("weights", "positives", 2.5, torch.tensor(2.5)):
-            with pytest.raises(ValueError) as raised:
-                loss(value, reduction)
-            assert str(raised.value) == f"{op}: expected reduction 'mean' with a normalizer, got '{reduction}'"
-        loss("elements", reduction)
-    with pytest.raises(ValueError, match="expected reduction 'none', 'mean' or 'sum', got 'median'"):
-        loss("weights", "median")
-    with pytest.raises(RuntimeError, match="expected weight of a shape that broadcasts"):
-        first = (x, w) if op.startswith("linear") else (z,)
-        getattr(fl, op)(*first, y, weight=torch.ones(4), normalizer="weights", reduction="mean")

@@ -160,6 +160,24 @@ def test_sparse_targets(name, weight, left_out):
         assert_same(loss, want, leaves, rtol=1e-9)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ["elements", "weights", "positives"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8], ids=str)
+def test_sparse_targets_of_an_integer_dtype(dtype, name, masked):
+    """Their values, a dimension less than the logits, are no class indices: what is listed as 0 is no positive."""
+    x, w, b = layer()
+    y = torch.randint(0, 2, (ROWS, LABELS), dtype=dtype)
+    every = torch.arange(ROWS * LABELS)
+    target = torch.sparse_coo_tensor(torch.stack([every // LABELS, every % LABELS]), y.flatten(), y.shape)
+    options = {"weight": torch.rand(LABELS) + 0.1, "mask": torch.rand(ROWS, 1) < 0.6 if masked else None}
+    losses = [
+        fl.linear_binary_cross_entropy(x, w, t, linear_bias=b, normalizer=name, **options)
+        for t in (y, target, target.to_sparse_csr())
+    ]
+    for got in losses[1:]:
+        torch.testing.assert_close(got, losses[0], rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("name", ["weights", "positives"])
 def test_sparse_features(name):
     _, y, options = operands("label", "mask")

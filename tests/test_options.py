@@ -143,17 +143,3 @@ def test_module():
     expected = fl.binary_cross_entropy_with_logits(logits[:2], target[:2], label_smoothing=0.1)
     torch.testing.assert_close(criterion(logits, target, mask), expected)
     assert not criterion.state_dict()
-
-
-@pytest.mark.parametrize(
-    "options,error,message",
-    [
-        ({"label_smoothing": 1.5}, ValueError, "label_smoothing between 0 and 1, got 1.5"),
-        ({"mask": torch.ones(3)}, TypeError, "mask of dtype bool, got Float"),
-        ({"mask": True}, TypeError, "mask to be a torch.Tensor, got bool"),
-        ({"mask": torch.ones(2, dtype=torch.bool)}, RuntimeError, r"mask of a shape that broadcasts to \[3\], got"),
-    ],
-)  # fmt: skip
-def test_errors(options, error, message):
-    with pytest.raises(error, match="binary_cross_entropy_with_logits: expected " + message):
-        fl.binary_cross_entropy_with_logits(torch.randn(3), torch.rand(3), **options)
