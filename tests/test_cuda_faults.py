@@ -123,7 +123,7 @@ FAULTS = {
         "missing target counted": fault("evaluate", "settings.ignore_nan", "false"),
         "weights exchanged": ("evaluate", [Edit("at.p()", "at.w()"), Edit("at.w()", "at.p()", nth=2)]),
         "smoothing left out": fault("evaluate", "smooth(y, settings.smoothing)", "y"),
-        "factors of the unsmoothed target": fault("evaluate", "factors(of, y,", "factors(of, at.y(),"),
+        "factors of the unsmoothed target": fault("evaluate", "factors<kHard>(of, y,", "factors<kHard>(of, at.y(),"),
         # the focal loss
         "no alpha": fault("focal", "focal_alpha(y, constants) * of", "of"),
         "no q^gamma": fault(
@@ -245,8 +245,9 @@ def check_general(module):
     soft = torch.where(target == -100, 2.0, torch.rand(shape))
     agree(module, logits, soft, label_smoothing=0.1, gamma=1.5, alpha=0.25)
     agree(module, logits, torch.rand(shape), weight=torch.rand(90, 1) + 1, mask=mask, gamma=2.0, alpha=0.25)
-    for gamma in (3.0, 5.0):
-        agree(module, logits, torch.where(mask, 3 * torch.rand(shape) - 1, 1e8), gamma=gamma)
+    for gamma in (3.0, 5.0):  # with a weight: of targets beyond [0, 1] the kernels without have other last bits
+        outside = torch.where(mask, 3 * torch.rand(shape) - 1, 1e8)
+        agree(module, logits, outside, weight=torch.rand(90, 1) + 1, gamma=gamma)
     agree(module, logits, (target == 1).float(), pos_weight=torch.tensor([np.inf, 1, 0]).repeat(34)[:101])
     for n in (1, 101):  # what pads the last vector would have a loss
         agree(module, logits[:1, :n], torch.rand(1, n), label_smoothing=0.1)
