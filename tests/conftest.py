@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, settings
 from fused_logistic import _C, autograd, divisor, made_for, ops
 from fused_logistic.options import Options
 
-# The same inputs each time, whatever failed in the run before; `search` looks at others in each, and at many more. No time
-# is measured: machines are shared.
+# The same inputs each time, whatever failed in the run before; `search` looks at others in each, and at many more.
+# Nothing is judged by the clock: machines are shared.
 _TIMELESS = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", derandomize=True, **_TIMELESS)
 settings.register_profile("search", max_examples=3000, **_TIMELESS)
