@@ -6,14 +6,16 @@ import os
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from fused_logistic import _C, autograd, divisor, made_for, ops
 from fused_logistic.options import Options
 
 # The same inputs each time, whatever failed in the run before; `search` looks at others in each, and at many more.
-settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
-settings.register_profile("search", max_examples=3000, deadline=None, print_blob=True)
+# Nothing is judged by the clock: machines are shared.
+_TIMELESS = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", derandomize=True, **_TIMELESS)
+settings.register_profile("search", max_examples=3000, **_TIMELESS)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 torch.manual_seed(0)  # for what the tests' modules draw as they are imported; each test seeds again

@@ -9,7 +9,8 @@ import torch
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
-from fused_logistic import _C, ops
+from fused_logistic import _C, ops, reference
+from fused_logistic.reference import sigmoid_pair
 from tests.conftest import DTYPES, loss_arguments, same_bits
 from tests.family import PLAIN, exact
 from tests.properties import (
@@ -300,6 +301,19 @@ def test_smoothing_is_its_soft_target(problem, seed):
     assert same_bits(loss, its_loss)
     for name in set(grads) - {"target"}:  # whose derivative has the factor 1 - s
         assert same_bits(grads[name], its_grads[name]), name
+
+
+@examples(60)
+@given(SEEDS, st.floats(0, 1), st.sampled_from(["usual", "wide", "tails"]))
+def test_any_smoothing(seed, s, kind):
+    """In fp32 s, 1 - s and the soft target are rounded, by two units of 1 in all: a loss moves by z times that."""
+    rng = torch.Generator().manual_seed(seed)
+    z, y = logits_of(kind, (200,), rng, torch.float32), torch.floor(17 * torch.rand(200, generator=rng)) / 16
+    loss, grad = PLAIN.elements(z, y, label_smoothing=s)
+    want, slope = (f(z.double(), y.double(), label_smoothing=s) for f in (reference.loss, reference.grad_logits))
+    ulps_of, moved = 2.0**-23 * limit(PLAIN), 2.0**-23
+    assert ((loss - want).abs() <= ulps_of * want + moved * z.abs()).all()
+    assert ((grad - slope).abs() <= ulps_of * (sigmoid_pair(z.double())[0] + y * (1 - s) + s / 2) + moved).all()
 
 
 @examples(150)
