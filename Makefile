@@ -3,6 +3,7 @@
 #   PYTHON=python3.12   the interpreter that .venv is made with (asking for another one makes .venv anew)
 #   PYTEST_ARGS=...     for `make test` and others, such as PYTEST_ARGS='tests/test_reference.py -x'
 #   BENCH_ARGS=...      for `make bench`
+#   MUTANTS=...         for `make mutants`
 #   WITH_CUDA=1         the CUDA kernels are built too, by PyPI's compiler where CUDA_HOME names none; no GPU is needed
 # pip, torch and the build read their usual variables (PIP_*, MAX_JOBS, CXX, USE_CUDA, FORCE_CUDA, ...).
 #
@@ -60,7 +61,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow ptx wheel check-wheel lint format bench dist build clean distclean FORCE
+.PHONY: help demo test slow mutants ptx wheel check-wheel lint format bench dist build clean distclean FORCE
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -80,6 +81,9 @@ test: $(STAMPS)/build $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the test
 
 slow: $(STAMPS)/build  ## run the slow tests (ten minutes): every float, 2^31 elements (13 GB), Inductor, two processes
 	@$(RUN) -m pytest -m slow $(PYTEST_ARGS)
+
+mutants: $(STAMPS)/build  ## plant faults one at a time and see a test fail for each (an hour; MUTANTS=... those with that text)
+	@$(RUN) tools/mutants/run.py $(MUTANTS)
 
 ptx: $(STAMPS)/dev $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests of the PTX interpreter, where it changed since they passed
 	@$(RUN) tools/ptx/run_tests.py $(PYTEST_ARGS)
