@@ -147,9 +147,6 @@ def test_where_sigma_is_the_target(isa):
         assert loss.item() == 0 and grad.item() == 0
 
 
-@pytest.mark.xfail(
-    reason="csrc/quality.h gives a difference of 0 a sign: for a whole beta of 1 the slope is that of z > 0"
-)
 @pytest.mark.parametrize("z", [0.0, -0.0])
 def test_a_beta_of_1_has_no_slope_where_sigma_is_the_target(z, isa):
     """As torch's of |d|, as the composition's, and as that of every other beta."""
