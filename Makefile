@@ -3,6 +3,7 @@
 #   PYTHON=python3.12   the interpreter that .venv is made with (asking for another one makes .venv anew)
 #   PYTEST_ARGS=...     for `make test` and others, such as PYTEST_ARGS='tests/test_reference.py -x'
 #   BENCH_ARGS=...      for `make bench`
+#   GPU_ARGS=...        for `make gpu`, such as GPU_ARGS='logits random'
 #   MUTANTS=...         for `make mutants`
 #   WITH_CUDA=1         the CUDA kernels are built too, by PyPI's compiler where CUDA_HOME names none; no GPU is needed
 # pip, torch and the build read their usual variables (PIP_*, MAX_JOBS, CXX, USE_CUDA, FORCE_CUDA, ...).
@@ -84,6 +85,12 @@ slow: $(STAMPS)/build  ## run the slow tests (ten minutes): every float, 2^31 el
 
 mutants: $(STAMPS)/build  ## plant faults one at a time and see a test fail for each (an hour; MUTANTS=... those with that text)
 	@$(RUN) tools/mutants/run.py $(MUTANTS)
+
+gpu: FORCE  ## on a machine with a GPU: the tests there, CUDA's bits against the CPU's, sanitizers, times; one report
+	@arch=$$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1); \
+	[ -n "$$arch" ] || { echo "make gpu: expected a GPU, found none (nvidia-smi shows none)" >&2; exit 2; }; \
+	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$arch}" $(MAKE) --no-print-directory WITH_CUDA=1 build
+	@$(RUN) tools/gpu/run.py $(GPU_ARGS)
 
 ptx: $(STAMPS)/dev $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests of the PTX interpreter, where it changed since they passed
 	@$(RUN) tools/ptx/run_tests.py $(PYTEST_ARGS)
