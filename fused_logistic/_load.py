@@ -35,7 +35,7 @@ def load() -> None:
 
     Raises:
         ImportError: torch is too old, a library is missing or damaged, or the environment variable
-            ``FUSED_LOGISTIC_ISA`` names nothing that it can run.
+            ``FUSED_LOGISTIC_ISA`` names nothing that it can run; or another copy of the package is loaded.
     """
     import torch
 
@@ -50,6 +50,13 @@ def load() -> None:
     if not library.exists() or find_spec(f"{__package__}._C") is None:
         raise ImportError(
             f"fused_logistic: there is no compiled library in {FOLDER}, a source tree that is not built. {_not_built()}"
+        )
+    # a second library would put its kernels in the place of the first one's, which ends in a crash
+    if str(library) not in torch.ops.loaded_libraries and torch._C._jit_get_schemas_for_operator("fused_logistic::bce"):
+        loaded = [path for path in torch.ops.loaded_libraries if Path(path).name == LIBRARY]
+        raise ImportError(
+            f"fused_logistic: expected one copy of the package in a process, got a second one in {FOLDER}: the "
+            f"operators are registered already, by {loaded[0] if loaded else 'another library'}"
         )
     try:
         torch.ops.load_library(str(library))
