@@ -7,9 +7,9 @@
 // at 0 and R = (1 + e) (1 - p_m) have no subtraction but U's:
 //   U = (1 - clip) A - clip B,   R = clip A + (1 + clip) B
 //   -log(1 - p_m) = log1p(U / R),   its derivative s / R,   dq/dz = ((1 - y) [U > 0] - y) s (1 - s)
-// The loss and its gradient are within 4 + 2.8 gamma ulp: tests/test_family_exact.py.
 // Where clip = 0 that is softplus(z) and sigma(z), from which both tails keep all their digits. Where it is not, U is the
 // difference that the loss is made of: an ulp of sigma(z) is lost there, as in whatever computes with sigma(z).
+// But for that the loss and its gradient are within 4 + 2.8 gamma ulp: tests/test_family_exact.py.
 #pragma once
 #include "powers.h"
 
@@ -70,7 +70,8 @@ FL_RARE_FN AsymmetricPower<V> asymmetric_power(const Logit<V>& logit, V y, V all
                                                const AsymmetricConstants<typename Value<V>::Scalar>& constants) {
   const V zero = splat<V>(0), one = splat<V>(1), size = select(all < zero, -all, all);
   const auto positive = y != zero, none = size == zero;
-  const decltype(zero == zero) tail = (all == logit.e) & ((logit.z < zero) | (y == one));
+  const auto is_one = y == one, negative_tail = (logit.z < zero) | is_one;
+  const decltype(zero == zero) tail = (all == logit.e) & (constants.clip == 0 ? negative_tail : is_one);
   TwoParts<V> gamma = {select(positive, splat<V>(constants.positive.gamma), splat<V>(constants.negative.gamma)),
                        select(positive, splat<V>(constants.positive.low), splat<V>(constants.negative.low))};
   V lowest = select(positive, splat<V>(constants.positive.log_lowest), splat<V>(constants.negative.log_lowest));
@@ -175,7 +176,9 @@ FL_RARE_FN V asymmetric_grad_target(const Logit<V>& logit, V y, V p, V w,
   const Shifted<V> at = shifted(logit, constants);
   const V minus = softplus(logit, /*minus=*/true);
   const V plus = constants.clip == 0 ? softplus(logit, /*minus=*/false) : log1p_large(at.u / at.r);
-  const V all = fma(y, at.minus, (one - y) * at.u), weighted = p * y, whole = fma(p, y, one - y);
+  const V all = fma(y, at.minus, (one - y) * at.u), weighted = infinite ? product(p, y) : p * y;
+  V whole = fma(p, y, one - y);
+  if (infinite) whole = unless_nan(whole, weighted + (one - y));
   const V value = add_term(weighted, minus, add_term(one - y, plus, zero));
   const AsymmetricPower<V> by_log = asymmetric_power(logit, y, all, true, constants);
   const auto none = all == zero;
@@ -183,8 +186,8 @@ FL_RARE_FN V asymmetric_grad_target(const Logit<V>& logit, V y, V p, V w,
   V change = add_term(p, minus, -plus);
   change = add_term(splat<V>(constants.slope) * select(none & (logit.e != zero), zero, by_log.log_q), value, change);
   change = add_term(by_log.gamma * (at.minus - at.u), over, change);
-  const V result = add_term(by_log.power, change, zero);
-  return infinite ? product(w, result) : w * result;
+  const V result = add_term(by_log.power, change, zero), weighed = add_term(w, result, zero);
+  return infinite ? unless_nan(weighed, product(w, result)) : weighed;
 }
 
 }  // namespace fused_logistic

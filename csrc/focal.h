@@ -3,7 +3,7 @@
 // and times alpha_t = alpha y + (1 - alpha) (1 - y) (Lin, Goyal, Girshick, He and Dollar, "Focal loss for dense object
 // detection"). With c = y for z < 0, 1 - y otherwise:
 //   q = c + (1 - 2 c) s,   q' = (1 - 2 y) s (1 - s)
-// Where gamma is not whole, with u = c + (1 - c) e:
+// By the logarithm (fp64, other exponents, the derivative by the target), with u = c + (1 - c) e:
 //   q = u / (1 + e),   log q = log u - l,   q^gamma = exp(gamma log q),
 //   q'/q = (1 - 2 y) s / u,   d log q / dy = -sign(z) (1 - e) / u.
 // A target outside of [0, 1] may make q negative, or larger than 1. The power is then that of |q|, negative where q is
@@ -67,9 +67,9 @@ FL_FN FocalPower<V> focal_by_log(const Logit<V>& logit, V y,
 
 // At most 2.6 (float) and 2.6 (double) ulp times 1 + gamma, where q^gamma is a normal number and gamma at most 8: that of the
 // power without alpha. What is made of it:
-// At most 2.7 (float) and 2.7 (double) ulp times 1 + gamma: focal_loss.
+// At most 2.7 (float) and 2.7 (double) ulp times 1 + gamma: FocalLossOf::value.
 // At most 5.0 (float) and 5.0 (double) ulp times 1 + gamma of the largest of y sigma(-z), (1 - y) sigma(z) and
-// gamma (q'/q) loss, each times q^gamma: focal_grad_logit.
+// gamma (q'/q) loss, each times q^gamma: FocalLossOf::by_logit.
 // alpha_t q^gamma and its derivative. kWhole: gamma is 0, 1, 2, 3 or 4.
 template <bool kWhole, class V>
 FL_FN Power<V> focal(const Logit<V>& logit, V y, const FocalConstants<typename Value<V>::Scalar>& constants) {

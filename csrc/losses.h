@@ -44,7 +44,7 @@ using SettingsOf = Settings<typename Value<V>::Scalar>;
 // Each has, of the smoothed target y, pos_weight p and weight w:
 //   kWhole       whether its exponents are 0, 1, 2, 3 or 4, and it is for arithmetic in fp32
 //   kHardIsLess  whether it has much less to do where all targets are known to be 0 or 1
-//   factors      what the value and the derivatives share beside the Logit. (If it held the Logit too, GCC would keep
+//   factors      Factors: what the value and the derivatives share beside the Logit. (If it held the Logit too, GCC would keep
 //                both in memory: the focal loss takes 45 % longer with AVX2.)
 //   value, and the derivatives by_logit (times factor), by_target, by_pos_weight; by weight it is the value for w = 1
 
@@ -77,11 +77,13 @@ struct Bce {
 // A power, and a weight of the loss's own, times a loss that L has as plain and plain_by_logit.
 template <class L>
 struct Powered {
-  // A power of 0 makes 0 of any loss, of an infinite one too; but it must not hide that a weight was not finite.
+  // A power of 0 makes 0 of a loss that is infinite, but not of NaN. Where a weight may turn out not to be finite the value is
+  // NaN first, so that the kernel computes again: it looks at the sum alone where the gradient is made with it.
   template <class V>
   FL_FN V times(V power, V plain, const TermWeights<V>& terms) {
-    const V zero = splat<V>(0);
-    return terms.unsure ? fma(power, plain, zero) : add_term(power, plain, zero);
+    const V zero = splat<V>(0), value = fma(power, plain, zero);
+    if (terms.infinite) return unless_nan(value, product(power, plain));
+    return terms.unsure ? value : add_term(power, plain, zero);
   }
   template <class V, class Factors>
   FL_FN V value(const Logit<V>& of, const Factors& factors, const TermWeights<V>& terms) {
@@ -91,14 +93,15 @@ struct Powered {
   FL_FN V by_logit(const Logit<V>& of, const Factors& factors, const TermWeights<V>& terms, V factor) {
     const V slope = times(factors.slope, L::plain(of, factors, terms), terms);
     const V plain = L::plain_by_logit(of, factors, terms), change = fma(factors.power, plain, slope);
-    return (terms.infinite ? unless_nan(change, add_term(factors.power, plain, slope)) : change) * factor;
+    return (terms.infinite ? unless_nan(change, product(factors.power, plain) + slope) : change) * factor;
   }
   template <class V, class Factors>
   FL_FN V by_pos_weight(const Logit<V>& of, const Factors& factors, V y, V w, bool infinite) {
-    return add_term(factors.power, grad_pos_weight(of, y, w, infinite), splat<V>(0));
+    const V plain = grad_pos_weight(of, y, w, infinite), value = add_term(factors.power, plain, splat<V>(0));
+    return infinite ? product(factors.power, plain) : value;
   }
 };
-// Of the plain loss.
+// Powered, of the plain loss.
 template <class L>
 struct PoweredBce : Powered<L> {
   template <class V>
@@ -202,7 +205,7 @@ static_assert(kJoined * kChunk / kLanes <= kGroup, "a group has no more losses t
 // kAgain: with what is rare in mind, a weight that may be infinite (see TermWeights) or groups that overflow, so that each
 // loss is summed by itself. Kernels ask for that where a loss is not finite or a result is NaN: whatever infinite weights
 // make wrong is so. Asking the weights themselves, while they are needed, would take a tenth more time.
-// kHard: the targets are known to be 0 or 1, smoothed ones too, but for those that are left out.
+// kHard: the targets are known to be 0 or 1 after smoothing, but for those that are left out, which may be anything.
 template <Output kOutput, class L, Terms kTerms, bool kAgain, bool kHard, class V, class Access>
 FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings) {
   constexpr bool kHasOptions = has_options(kTerms), kInfinite = kAgain && has_weights(kTerms);

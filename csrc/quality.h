@@ -21,7 +21,7 @@ struct QualityConstants {
   bool varifocal, iou_weighted;
 };
 
-// |d| and its derivative by z without s (1 - s), which is the sign of d and of no consequence where that is 0.
+// |d| and its derivative by z without s (1 - s), which is the sign of d; where d is 0 that is 1, and who uses it sees to it.
 template <class V>
 struct Difference {
   V c, s, size, sign;
@@ -43,7 +43,7 @@ FL_FN V quality_weight(V y, const QualityConstants<typename Value<V>::Scalar>& c
 }
 
 // |sigma(z) - y|^gamma, or 1 where y > 0 has a weight instead, and its derivative.
-// The loss and its gradient are within 4 + 2.8 gamma ulp: tests/test_family_exact.py.
+// But for what c - s lost, the loss and its gradient are within 4 + 2.8 gamma ulp: tests/test_family_exact.py.
 template <bool kWhole, class V>
 FL_FN Power<V> quality_power(const Logit<V>& logit, V y, const QualityConstants<typename Value<V>::Scalar>& constants) {
   const V zero = splat<V>(0), one = splat<V>(1);

@@ -101,11 +101,11 @@ def mmdets_quality_focal_loss(
     label, score = target
     is_class = label.unsqueeze(1) == torch.arange(pred.shape[1], device=pred.device)
     quality = torch.where(is_class, score.unsqueeze(1).to(pred.dtype), 0)
-    of_priors = reduction == "mean" and avg_factor is None
-    given = pred, quality, weight, "sum" if of_priors else reduction, avg_factor
-    loss = _of_mmdet("quality_focal_loss", quality_focal_loss, *given, beta=beta)
-    if of_priors:
-        return loss / len(pred)
+    parameters: dict[str, Any] = {"beta": beta}
+    if reduction == "mean" and avg_factor is None:  # a tensor: of no priors the mean is NaN, as theirs
+        parameters["normalizer"] = torch.tensor(float(len(pred)), device=pred.device)
+    given = pred, quality, weight, reduction, avg_factor
+    loss = _of_mmdet("quality_focal_loss", quality_focal_loss, *given, **parameters)
     return loss.sum(1) if reduction == "none" else loss
 
 

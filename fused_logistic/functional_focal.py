@@ -42,7 +42,8 @@ def sigmoid_focal_loss(
             indices, as :func:`binary_cross_entropy_with_logits` takes them: ``[rows]`` for ``[rows, classes]``. Meant
             are targets in [0, 1]; others follow the same formula. Where their :math:`q` is negative, :math:`|q|^\gamma`
             stands for the power, negative for an odd ``gamma``: for a whole one that is :math:`q^\gamma`. A
-            :math:`|q|` above 2^62 counts as that. Where :math:`q^\gamma z` overflows, the gradient is infinite or NaN.
+            :math:`|q|` above 2^62 counts as that, but for a ``gamma`` of 0 to 4 in fp32. Where :math:`q^\gamma z`
+            overflows, the gradient is infinite or NaN.
         alpha: :math:`\alpha` in [0, 1]; -1: no :math:`\alpha_t`. Or a tensor that broadcasts to ``inputs``, such as one
             value per class.
         gamma: :math:`\gamma \ge 0`, not necessarily an integer; 0: the cross entropy times :math:`\alpha_t`. Or a

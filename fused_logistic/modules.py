@@ -13,7 +13,7 @@ from .functional_focal import asymmetric_loss_with_logits
 from .functional_linear import linear_binary_cross_entropy
 from .functional_pairs import sigmoid_contrastive_loss
 
-# What all modules hand to their functions under these names, with the default of each.
+# What the modules with options hand to their functions under these names, with the default of each.
 _OPTIONS = {
     "pos_weight": None,
     "label_smoothing": None,

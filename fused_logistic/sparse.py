@@ -21,6 +21,8 @@ def linear_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
     if input.layout == torch.sparse_coo:
         values, crow_indices, col_indices = csr_of_coo(input, "input")
         if not ops.transformed():  # torch.func takes no CSR tensor, whose product is several times as fast
+            # copies: what the COO tensor holds may change before the backward pass, and no version tells
+            col_indices, values = col_indices.clone(), values.clone()
             with warnings.catch_warnings():  # that CSR tensors are in beta state, who gave us none need not read
                 warnings.simplefilter("ignore")
                 input = torch.sparse_csr_tensor(crow_indices, col_indices, values, input.shape, check_invariants=False)
@@ -30,7 +32,8 @@ def linear_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
     weight = linear_weight if linear_weight.dim() == 2 else linear_weight.unsqueeze(0)
     with torch.autocast(input.device.type, enabled=False):  # which has no sparse product
         input, weight = input.to(dtype), weight.to(dtype)
-        ours = input.layout == torch.sparse_csr and input.is_cpu and not input.requires_grad
+        plain = input.layout == torch.sparse_csr and input.is_cpu and not input.requires_grad
+        ours = plain and not ops.transformed()
         logits = _Product.apply(input, weight) if ours else torch.sparse.mm(input, weight.t())
     if linear_bias is not None:
         logits = logits + linear_bias.to(dtype)
@@ -46,16 +49,17 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
-        ctx.input = input
+        ctx.save_for_backward(input)  # which sees whether it has changed since
+        ctx.save_for_forward(input)
         return torch.sparse.mm(input, weight.t())
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        return None, _Transposed.apply(ctx.input, grad_output)
+        return None, _Transposed.apply(*ctx.saved_tensors, grad_output)
 
     @staticmethod
     def jvp(ctx: Any, _: None, tangent: Tensor) -> Any:
-        return _Product.apply(ctx.input, tangent)
+        return _Product.apply(*ctx.saved_tensors, tangent)
 
 
 class _Transposed(torch.autograd.Function):
@@ -63,7 +67,8 @@ class _Transposed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, other: Tensor) -> Tensor:
-        ctx.input = input
+        ctx.save_for_backward(input)
+        ctx.save_for_forward(input)
         crow_indices, column, values = input.crow_indices(), input.col_indices(), input.values()
         rows, columns = input.shape
         every_row = torch.arange(rows, device=input.device)
@@ -86,11 +91,11 @@ class _Transposed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        return None, _Product.apply(ctx.input, grad_output)
+        return None, _Product.apply(*ctx.saved_tensors, grad_output)
 
     @staticmethod
     def jvp(ctx: Any, _: None, tangent: Tensor) -> Any:
-        return _Transposed.apply(ctx.input, tangent)
+        return _Transposed.apply(*ctx.saved_tensors, tangent)
 
 
 def _has_values(tensor: Tensor) -> bool:

@@ -361,3 +361,36 @@ def test_options_that_belong_to_different_losses():
     ):
         with pytest.raises(ValueError, match=message):
             ops.bce(*loss_arguments(z, z, **options))
+
+
+def by_target(options, z, y, weight=None, pos_weight=None, wrt=ops.TARGET):
+    one = torch.ones((), dtype=z.dtype)
+    return ops.bce_backward(one, *grad_arguments(z, y, weight, pos_weight, None, ops.NONE, wrt=wrt, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_target_gradient_of_what_the_margin_takes(dtype):
+    """q is 0 there by the margin, not because exp(z) underflows."""
+    z = torch.tensor([-10.0, -100.0, -104.0, -200.0, -800.0], dtype=dtype)
+    grad = by_target({"gamma_neg": 0.01, "gamma_pos": 0.0, "clip": 0.05}, z, torch.zeros_like(z))
+    assert grad.equal(torch.zeros_like(z))
+
+
+@every
+def test_no_weight_beside_an_infinite_one(member):
+    z, y = torch.tensor([-3.0, 0.5, 3.0]).repeat(3), torch.tensor([0.0, 1.0, 0.5]).repeat_interleave(3)
+    weight, infinite = torch.zeros(9), torch.full((9,), torch.inf)
+    for wrt in (ops.LOGITS, ops.TARGET, ops.POS_WEIGHT):
+        assert by_target(member.options, z, y, weight, infinite, wrt).count_nonzero() == 0
+
+
+@every
+@pytest.mark.parametrize("reduction", [ops.NONE, ops.SUM])
+def test_a_weight_that_is_nan_is_seen(reduction, member):
+    """Where the power of its element underflows too."""
+    z, nan = torch.tensor([-200.0, -40.0, 1.0]), torch.tensor([torch.nan])
+    if "clip" in member.options and member.options["clip"]:
+        z = z[2:]  # the margin leaves no loss
+    y = torch.zeros_like(z)
+    assert ops.bce(*loss_arguments(z, y, nan, None, None, reduction, **member.options)).isnan().all()
+    assert by_target(member.options, z, y, nan, wrt=ops.LOGITS).isnan().all()

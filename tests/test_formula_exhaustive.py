@@ -72,7 +72,7 @@ def stated_bounds():
     text = "".join((ROOT / "csrc" / name).read_text() for name in ("logistic.h", "focal.h"))
     bound = r"// At most ([\d.]+) \(float\) and ([\d.]+) \(double\) ulp"
     below = r".*\n(?://.*\n|template.*\n)*FL_(?:RARE_)?FN [\w<>]+ (\w+)\("
-    named = r"(?:[^:\n]|\n//)*: (\w+)\.\n"
+    named = r"(?:[^:\n]|\n//)*: (\w+::\w+)\.\n"
     found = re.findall(bound + below, text) + re.findall(bound + named, text)
     return {name: (float(single), float(double)) for single, double, name in found}
 

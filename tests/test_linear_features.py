@@ -117,3 +117,33 @@ def test_no_rows_and_no_features():
         x, target = features(rows, columns), torch.rand(shape, dtype=torch.double)
         results = [step(fl.linear_binary_cross_entropy, t, w, b, target, reduction="sum") for t in (x.to_sparse(), x)]
         assert_same(*results)
+
+
+@pytest.mark.parametrize("layout", ["csr", "coo"])
+@pytest.mark.parametrize("labels", [1, 5])
+def test_changed_before_backward(labels, layout):
+    """An error, or the gradient of what they were."""
+    _, w, b, shape = layer((7,), 9, labels)
+    x, target = features(), torch.rand(shape, dtype=torch.double)
+    (want,) = torch.autograd.grad(torchs(x, w, target, linear_bias=b), w)
+    for change in (lambda x: x.mul_(2), lambda x: x.values().zero_()):
+        given = sparse(x, layout)
+        loss = fl.linear_binary_cross_entropy(given, w, target, linear_bias=b)
+        change(given)
+        try:
+            (grad,) = torch.autograd.grad(loss, w)
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+        else:
+            torch.testing.assert_close(grad, want)
+
+
+def test_vmap_over_weights_of_csr_features():
+    x, target = features(), torch.rand(7, 5, dtype=torch.double)
+    _, w, b, _ = layer((7,), 9, 5)
+    w = torch.stack([w, 2 * w]).detach()
+    results = [
+        vmap(lambda w, x=x, f=f: f(x, w, target, linear_bias=b.detach()))(w)
+        for f, x in ((fl.linear_binary_cross_entropy, x.to_sparse_csr()), (torchs, x))
+    ]
+    torch.testing.assert_close(*results)

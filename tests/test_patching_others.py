@@ -174,6 +174,16 @@ def test_mmdets_quality_focal_loss(reduction, avg_factor):
             torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-13)
 
 
+def test_a_mean_of_half_precision_has_room_for_its_sum():
+    mmdets = theirs(types.FunctionType(quality_focal_loss.__code__, globals(), "quality_focal_loss",
+                                       quality_focal_loss.__defaults__), "mmdet.models.losses.gfocal_loss")  # fmt: skip
+    pred, target = torch.randn(4000, 80), (torch.arange(4000) % 80, torch.rand(4000))
+    with fl.patch(head := module(loss=mmdets)):
+        ours = head.loss(pred.half(), target)
+        assert head.loss(pred[:0], (target[0][:0], target[1][:0])).isnan()
+    torch.testing.assert_close(ours.float(), quality_focal_loss(pred.half().float(), target), rtol=2e-3, atol=0)
+
+
 class AsymmetricLossMultiLabel(torch.nn.Module):
     """timm's."""
 

@@ -129,15 +129,17 @@ FL_FN bool has_nan(const C* values, int64_t count) {
   return Value<V>::any(sum != sum);
 }
 
-// Whether all targets are 0 or 1, or ignored: where L::kHardIsLess, other rows are for evaluate_row_again.
+// Whether all targets are 0 or 1, or left out: where L::kHardIsLess, other rows are for evaluate_row_again.
 template <class C, class Z>
 FL_FN bool has_hard_targets(const Row<C, Z, C>& row, int64_t count) {
   using V = typename Simd<C>::Vector;
   constexpr int64_t w = width<V>;
   if (row.settings.smoothing != 0) return false;
+  const bool has_missing = row.settings.ignore_nan;
   const auto soft = [&](auto y) {
     using U = decltype(y);
-    return (y != splat<U>(0)) & (y != splat<U>(1)) & (y != splat<U>(row.settings.ignore_index));
+    const auto found = (y != splat<U>(0)) & (y != splat<U>(1)) & (y != splat<U>(row.settings.ignore_index));
+    return has_missing ? found & (y == y) : found;
   };
   auto found = soft(V{});
   int64_t i = 0;
