@@ -97,7 +97,7 @@ fuzz: $(STAMPS)/build  ## search for failures: libFuzzer on the CPU kernels (nee
 	  echo "error: atheris has no wheel for $$($(PY) --version) here: another one with make PYTHON=python3.12" >&2; exit 1; }
 	@mkdir -p build/fuzz/api
 	@cd build/fuzz && PYTHONPATH="$(CURDIR)" $(CURDIR)/$(PY) -W ignore $(CURDIR)/tests/sanitize/fuzz_api.py api \
-	  -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1
+	  -max_total_time=$(FUZZ_SECONDS) -max_len=300 -len_control=0 -print_final_stats=1
 
 # What does not depend on torch: `make test` runs what executes PTX, and what asks the same kernels for their bits.
 BITS := exact family_exact focal_exact formula_exhaustive half_exhaustive sums benchmarks recipes examples
