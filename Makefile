@@ -5,6 +5,7 @@
 #   BENCH_ARGS=...      for `make bench`
 #   GPU_ARGS=...        for `make gpu`, such as GPU_ARGS='logits random'
 #   MUTANTS=...         for `make mutants`
+#   FUZZ_SECONDS=...    how long each part of `make fuzz` searches (300)
 #   WITH_CUDA=1         the CUDA kernels are built too, by PyPI's compiler where CUDA_HOME names none; no GPU is needed
 # pip, torch and the build read their usual variables (PIP_*, MAX_JOBS, CXX, USE_CUDA, FORCE_CUDA, ...).
 #
@@ -62,7 +63,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow mutants ptx wheel check-wheel lint format bench dist build clean distclean FORCE
+.PHONY: help demo test slow mutants gpu ptx sanitize fuzz wheel check-wheel lint format bench dist build clean distclean FORCE
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -94,6 +95,20 @@ gpu: FORCE  ## on a machine with a GPU: the tests there, CUDA's bits against the
 
 ptx: $(STAMPS)/dev $(if $(CUDA_REQUIREMENTS),$(STAMPS)/cuda)  ## run the tests of the PTX interpreter, where it changed since they passed
 	@$(RUN) tools/ptx/run_tests.py $(PYTEST_ARGS)
+
+# Needs the C++ compiler alone, with its sanitizers.
+sanitize:  ## run the CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, at the edge of unmapped memory
+	@$(MAKE) --no-print-directory -j$$(nproc 2>/dev/null || echo 2) -f tests/sanitize/Makefile sanitize
+
+# Atheris is no requirement of anything else: it has wheels for some Pythons, and the target says where it has none for this one.
+FUZZ_SECONDS ?= 300
+fuzz: $(STAMPS)/build  ## search for failures: libFuzzer on the CPU kernels (needs clang), Atheris on the Python interface
+	@$(MAKE) --no-print-directory -j$$(nproc 2>/dev/null || echo 2) -f tests/sanitize/Makefile fuzz FUZZ_SECONDS=$(FUZZ_SECONDS)
+	@$(PY) -I -c 'import atheris' 2>/dev/null || $(PIP) --only-binary :all: atheris==3.0.0 || { \
+	  echo "error: atheris has no wheel for $$($(PY) --version) here: another one with make PYTHON=python3.12" >&2; exit 1; }
+	@mkdir -p build/fuzz/api
+	@cd build/fuzz && PYTHONPATH="$(CURDIR)" $(CURDIR)/$(PY) -W ignore $(CURDIR)/tests/sanitize/fuzz_api.py api \
+	  -max_total_time=$(FUZZ_SECONDS) -max_len=300 -len_control=0 -print_final_stats=1
 
 # What does not depend on torch: `make test` runs what executes PTX, and what asks the same kernels for their bits.
 BITS := exact family_exact focal_exact formula_exhaustive half_exhaustive sums benchmarks recipes examples
