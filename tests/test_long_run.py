@@ -48,8 +48,8 @@ def by_two_threads():
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="what is resident is read from /proc")
 def test_nothing_grows(by_two_threads):
-    """Every object has 16 bytes at least: one that is left in each step would be 1.6 MB. Of what malloc keeps for itself
-    some hundred kB come and go."""
+    """Every object has 16 bytes at least: one that is left in each step would be 1.6 MB. Of what malloc keeps
+    for itself some hundred kB come and go."""
     curve, (early, objects), (late, objects_late) = by_two_threads
     assert curve[-1] < curve[0] / 10
     assert late - early < 1.5e6 and objects_late - objects < 100

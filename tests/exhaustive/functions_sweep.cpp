@@ -25,9 +25,10 @@ enum Function {
   kCount
 };
 constexpr const char* kNames[] = {
-    "exp_nonpositive", "exp_two_parts", "log1p_unit", "log1p_ratio",      "log_unit",
-    "log1p_large",     "sigma_minus",   "loss",       "grad_logit",       "grad_target",
-    "grad_pos_weight", "focal",         "FocalLossOf::value", "FocalLossOf::by_logit", "focal_grad_target",
+    "exp_nonpositive",    "exp_two_parts",         "log1p_unit",        "log1p_ratio",
+    "log_unit",           "log1p_large",           "sigma_minus",       "loss",
+    "grad_logit",         "grad_target",           "grad_pos_weight",   "focal",
+    "FocalLossOf::value", "FocalLossOf::by_logit", "focal_grad_target",
 };
 static_assert(sizeof(kNames) / sizeof(*kNames) == kCount, "");
 
