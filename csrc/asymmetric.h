@@ -70,8 +70,9 @@ FL_RARE_FN AsymmetricPower<V> asymmetric_power(const Logit<V>& logit, V y, V all
                                                const AsymmetricConstants<typename Value<V>::Scalar>& constants) {
   const V zero = splat<V>(0), one = splat<V>(1), size = select(all < zero, -all, all);
   const auto positive = y != zero, none = size == zero;
-  const auto is_one = y == one, negative_tail = (logit.z < zero) | is_one;
-  const decltype(zero == zero) tail = (all == logit.e) & (constants.clip == 0 ? negative_tail : is_one);
+  using Mask = decltype(zero == zero);
+  const Mask is_one = y == one, is_tail = (logit.z < zero) | is_one;  // without a margin
+  const Mask tail = (all == logit.e) & (constants.clip == 0 ? is_tail : is_one);
   TwoParts<V> gamma = {select(positive, splat<V>(constants.positive.gamma), splat<V>(constants.negative.gamma)),
                        select(positive, splat<V>(constants.positive.low), splat<V>(constants.negative.low))};
   V lowest = select(positive, splat<V>(constants.positive.log_lowest), splat<V>(constants.negative.log_lowest));
@@ -82,7 +83,7 @@ FL_RARE_FN AsymmetricPower<V> asymmetric_power(const Logit<V>& logit, V y, V all
     lowest = select(hard, lowest, splat<V>(-0x1p11));  // which no logarithm reaches
   }
   const TwoParts<V> of_all = log_unit(select(none, one, size));
-  const V high = at_least(select(tail, logit.minus_m, of_all.high), lowest);
+  const V high = select(tail, at_least(logit.minus_m, lowest), of_all.high);
   const V low = select(tail, zero, of_all.low) - log1p_unit(logit.e);
   const V power = power_of(high, low, gamma.high, gamma.low, soft);
   return {select(tail, power, select(none & (gamma.high != zero), zero, power)), gamma.high, high + low, tail};

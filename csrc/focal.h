@@ -58,7 +58,8 @@ FL_FN FocalPower<V> focal_by_log(const Logit<V>& logit, V y,
     if (outside) u = select((u == zero) & (c != zero), splat<V>(C::exp_unbias), u);
     of_u = log_unit(outside ? -at_least(minus_absolute(u), splat<V>(-C::log_scale / 4)) : u);
   }
-  const V high = at_least(select(c == zero, logit.minus_m, of_u.high), splat<V>(constants.exponent.log_lowest));
+  const V lowest = splat<V>(constants.exponent.log_lowest);
+  const V high = select(c == zero, at_least(logit.minus_m, lowest), of_u.high);
   const V low = select(c == zero, zero, of_u.low) - log1p_unit(logit.e);
   V power = power_of(high, low, gamma, splat<V>(constants.exponent.low), outside);
   if (outside) power = power * select(u < zero, splat<V>(constants.sign), one);

@@ -17,7 +17,8 @@ FL_FN Exponent<S> exponent_of(double gamma) {
   const double lowest = gamma == 0 ? -0x1p126 : 1.5 * double(Coefficients<S>::exp_lowest) / gamma;
   return {S(gamma), S(gamma - double(S(gamma))), S(lowest < -0x1p126 ? -0x1p126 : lowest)};
 }
-// high: at least log_lowest; any_positive: whether any logarithm may be above 0.
+// high: at least log_lowest where it is no logarithm of log_unit, which is small enough and whose rest may be above 0;
+// any_positive: whether any logarithm may be above 0.
 template <class V>
 FL_RARE_FN V power_of(V high, V low, V gamma, V gamma_low, bool any_positive) {
   const V log_q = high + low, x = gamma * log_q;

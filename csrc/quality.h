@@ -60,7 +60,8 @@ FL_FN Power<V> quality_power(const Logit<V>& logit, V y, const QualityConstants<
     const auto tail = d.c == zero;
     TwoParts<V> of_size = {zero, zero};
     if (Value<V>::any(d.c != zero)) of_size = log_unit(select(none, one, d.size));
-    const V high = at_least(select(tail, logit.minus_m, of_size.high), splat<V>(constants.exponent.log_lowest));
+    const V lowest = splat<V>(constants.exponent.log_lowest);
+    const V high = select(tail, at_least(logit.minus_m, lowest), of_size.high);
     const V low = select(tail, -log1p_unit(logit.e), of_size.low), gamma = splat<V>(constants.exponent.gamma);
     // any_positive: targets outside of [0, 1]
     of.power = power_of(high, low, gamma, splat<V>(constants.exponent.low), Value<V>::any(one < d.size));

@@ -1,12 +1,14 @@
 """Quality, varifocal and asymmetric loss: errors in ulp against 50 digits, equal bits everywhere, special values."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from fused_logistic import _C, ops
+import fused_logistic as fl
+from fused_logistic import _C, ops, reference
 from tests.conftest import grad_arguments, loss_arguments, same_bits
 from tests.family import FAMILY, asymmetric, exact, quality, varifocal
 from tests.test_exact import TYPES, logits_of_every_binade, ulps
@@ -171,3 +173,31 @@ def test_where_a_loss_is_another_one(isa):
         for member in (quality(gamma), asymmetric(gamma, gamma, 0.0)):
             for a, b in zip(member.elements(z, hard), focal, strict=True):
                 torch.testing.assert_close(a, b, rtol=16 * 2**-23, atol=0)
+
+
+@pytest.mark.parametrize("gamma", [100.0, 250.0, 1e3, 1e30])
+@pytest.mark.parametrize("name", ["focal", "quality", "asymmetric"])
+def test_large_exponents(name, gamma):
+    """Where q^gamma is 0 the loss and its gradient are: the logarithm that gamma multiplies is never above 0."""
+    of = {
+        "focal": (
+            functools.partial(fl.sigmoid_focal_loss, alpha=-1, gamma=gamma),
+            reference.sigmoid_focal_loss,
+            (None, gamma),
+        ),
+        "quality": (functools.partial(fl.quality_focal_loss, beta=gamma), reference.quality_focal_loss, (gamma,)),
+        "asymmetric": (
+            functools.partial(fl.asymmetric_loss_with_logits, gamma_neg=gamma, gamma_pos=gamma),
+            reference.asymmetric_loss_with_logits,
+            (gamma, gamma, 0.05),
+        ),
+    }
+    public, definition, parameters = of[name]
+    for target in (0.0, 1.0, 0.635, 0.3):
+        z = torch.linspace(-8, 8, 101, requires_grad=True)
+        y = torch.full_like(z, target)
+        loss = public(z, y, reduction="none")
+        (grad,) = torch.autograd.grad(loss.sum(), z)
+        gone = definition(z.detach().double(), y.double(), *parameters) < 1e-60
+        assert gone.any() or name == "focal"
+        assert (loss[gone] == 0).all() and (grad[gone] == 0).all(), (target, loss[gone].max(), grad[gone].abs().max())

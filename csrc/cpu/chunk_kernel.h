@@ -217,10 +217,10 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
       const int64_t count = chunk_end - begin < kLanes ? chunk_end - begin : kLanes;
       if constexpr (!is_16bit<Z>) {
         row.logits = logits.row(begin, count);
-        row.out = converted ? converted_out : static_cast<Z*>(problem.out) + begin;
+        if constexpr (has_elements(kOutput)) row.out = converted ? converted_out : static_cast<Z*>(problem.out) + begin;
       } else {
         row.logits = static_cast<const Z*>(problem.logits.data) + begin;
-        row.out = static_cast<Z*>(problem.out) + begin;
+        if constexpr (has_elements(kOutput)) row.out = static_cast<Z*>(problem.out) + begin;
       }
       if constexpr (!is_16bit<Y>) {
         row.target = target.row(begin, count);

@@ -27,6 +27,7 @@ constexpr int kLosses = 8, kOutputs = 8, kTerms = 4;
 inline fl::Options draw_options(const KernelOf& of, bool any, Choices& choices) {
   const auto exponent = [&] {
     const double whole = double(choices.below(5));
+    if (of.loss % 2 == 0 && choices.one_in(8)) return choices.of({1e30, 1e3, 150.0});
     return of.loss % 2 != 0 ? whole : whole + choices.of({0.5, 1e-3, 0.25});
   };
   const double unit = choices.of({0.25, 0.0, 1.0, 0.7, 1e-9});
