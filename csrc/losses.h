@@ -77,13 +77,12 @@ struct Bce {
 // A power, and a weight of the loss's own, times a loss that L has as plain and plain_by_logit.
 template <class L>
 struct Powered {
-  // A power of 0 makes 0 of a loss that is infinite, but not of NaN. Where a weight may turn out not to be finite the value is
-  // NaN first, so that the kernel computes again: it looks at the sum alone where the gradient is made with it.
+  // A power of 0 makes 0 of any loss, of one that is infinite too. Where a weight may turn out not to be finite it must make NaN
+  // first, so that the kernel computes again: it looks at the sum alone where the gradient is made with it.
   template <class V>
   FL_FN V times(V power, V plain, const TermWeights<V>& terms) {
-    const V zero = splat<V>(0), value = fma(power, plain, zero);
-    if (terms.infinite) return unless_nan(value, product(power, plain));
-    return terms.unsure ? value : add_term(power, plain, zero);
+    const V zero = splat<V>(0);
+    return terms.unsure ? fma(power, plain, zero) : add_term(power, plain, zero);
   }
   template <class V, class Factors>
   FL_FN V value(const Logit<V>& of, const Factors& factors, const TermWeights<V>& terms) {
@@ -93,12 +92,11 @@ struct Powered {
   FL_FN V by_logit(const Logit<V>& of, const Factors& factors, const TermWeights<V>& terms, V factor) {
     const V slope = times(factors.slope, L::plain(of, factors, terms), terms);
     const V plain = L::plain_by_logit(of, factors, terms), change = fma(factors.power, plain, slope);
-    return (terms.infinite ? unless_nan(change, product(factors.power, plain) + slope) : change) * factor;
+    return (terms.infinite ? unless_nan(change, add_term(factors.power, plain, slope)) : change) * factor;
   }
   template <class V, class Factors>
   FL_FN V by_pos_weight(const Logit<V>& of, const Factors& factors, V y, V w, bool infinite) {
-    const V plain = grad_pos_weight(of, y, w, infinite), value = add_term(factors.power, plain, splat<V>(0));
-    return infinite ? product(factors.power, plain) : value;
+    return add_term(factors.power, grad_pos_weight(of, y, w, infinite), splat<V>(0));
   }
 };
 // Powered, of the plain loss.

@@ -382,15 +382,3 @@ def test_no_weight_beside_an_infinite_one(member):
     weight, infinite = torch.zeros(9), torch.full((9,), torch.inf)
     for wrt in (ops.LOGITS, ops.TARGET, ops.POS_WEIGHT):
         assert by_target(member.options, z, y, weight, infinite, wrt).count_nonzero() == 0
-
-
-@every
-@pytest.mark.parametrize("reduction", [ops.NONE, ops.SUM])
-def test_a_weight_that_is_nan_is_seen(reduction, member):
-    """Where the power of its element underflows too."""
-    z, nan = torch.tensor([-200.0, -40.0, 1.0]), torch.tensor([torch.nan])
-    if "clip" in member.options and member.options["clip"]:
-        z = z[2:]  # the margin leaves no loss
-    y = torch.zeros_like(z)
-    assert ops.bce(*loss_arguments(z, y, nan, None, None, reduction, **member.options)).isnan().all()
-    assert by_target(member.options, z, y, nan, wrt=ops.LOGITS).isnan().all()
