@@ -33,8 +33,7 @@ from . import (
 )
 from .options import LOSS, Options
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-_wrapped, _unwrap = torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.unwrap_if_dead
+_unwrap = torch._C._functorch.unwrap_if_dead
 
 
 # ---- Rules -----------------------------------------------------------------------------------------------------------
@@ -133,7 +132,7 @@ def loss(
     normalizer: str | Tensor | None = None,
 ) -> Tensor:
     """The loss of the public functions: of the op or, where a gradient may be asked for, of the Function."""
-    plain = type(input) in _PLAIN
+    plain = type(input) in ops.PLAIN
     if not plain and nested.is_jagged(input):
         return _nested_loss(input, target, weight, pos_weight, mask, reduction, options, promotes, normalizer)
     dtype, count = loss_dtype(input, target, promotes), None
@@ -171,7 +170,7 @@ def _apply(*args: Any) -> Tensor:
         return composite.bce(*args)
     if _decided_later():
         return ops.bce(*args)
-    if _wrapped(args[0]) or _wrapped(args[1]):  # left over from a transform of torch.func that has ended
+    if ops.wrapped(args[0]) or ops.wrapped(args[1]):  # left over from a transform of torch.func that has ended
         args = tuple(_unwrap(a) if isinstance(a, Tensor) else a for a in args)
     if torch.is_grad_enabled() and (args[0].requires_grad or _any_requires_grad(args[1:4])):
         return _apply_eagerly(*args)

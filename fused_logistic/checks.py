@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from . import targets
-from .ops import Layer
+from .ops import PLAIN, Layer, wrapped
 from .options import LAYER, Options
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_PLAIN = (Tensor, torch.nn.Parameter)
-_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _READABLE = (*FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -55,9 +53,9 @@ def same_device(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
 
 def allocated(op: str, name: str, tensor: Tensor) -> None:
     """A storage that was freed, as by ``untyped_storage().resize_(0)``, has nothing to read; known of eager ones."""
-    if type(tensor) not in _PLAIN or tensor.is_meta or tensor.layout != torch.strided or torch.compiler.is_compiling():
+    if type(tensor) not in PLAIN or tensor.is_meta or tensor.layout != torch.strided or torch.compiler.is_compiling():
         return
-    if not _wrapped(tensor) and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0:
+    if not wrapped(tensor) and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0:
         raise RuntimeError(f"{op}: expected {name} with a storage for its elements, got one of 0 bytes")
 
 

@@ -30,7 +30,7 @@ def _parts(
     if target.shape != shape:
         raise ValueError(f"{op}: expected target of shape {list(shape)}, got {list(target.shape)}")
     if target.layout == torch.sparse_coo:
-        if torch._C._functorch.is_functorch_wrapped_tensor(target):
+        if ops.wrapped(target):
             raise NotImplementedError(f"{op}: expected a sparse target that torch.func does not transform")
         if (target.sparse_dim(), target.dense_dim()) != (2, 0):
             raise ValueError(

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+from . import ops
+
 _modes, _pre_dispatched = torch._C._len_torch_dispatch_stack, torch._C._dispatch_tls_is_dispatch_key_included
 _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 
@@ -48,7 +49,7 @@ def kind_of(logits: Tensor, reduction: int, dtype: torch.dtype) -> tuple[Any, ..
     By stream, in whose order the copies are written and read. Not while a CUDA graph is captured: a replay would write
     into the copies that were made then.
     """
-    if type(logits) not in _PLAIN or recorded():
+    if type(logits) not in ops.PLAIN or recorded():
         return None
     stream = 0
     if logits.is_cuda:

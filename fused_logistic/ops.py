@@ -95,6 +95,8 @@ class Layer(NamedTuple):
         return cls(*arguments[:size]), arguments[size:]
 
 
+PLAIN = (Tensor, torch.nn.Parameter)  # types of tensors that nobody has extended
+wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 below_autograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor

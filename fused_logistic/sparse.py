@@ -22,80 +22,68 @@ def linear_logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | No
         values, crow_indices, col_indices = csr_of_coo(input, "input")
         if not ops.transformed():  # torch.func takes no CSR tensor, whose product is several times as fast
             # copies: what the COO tensor holds may change before the backward pass, and no version tells
-            col_indices, values = col_indices.clone(), values.clone()
-            with warnings.catch_warnings():  # that CSR tensors are in beta state, who gave us none need not read
-                warnings.simplefilter("ignore")
-                input = torch.sparse_csr_tensor(crow_indices, col_indices, values, input.shape, check_invariants=False)
+            input = _csr(crow_indices, col_indices.clone(), values.clone(), input.shape)
     else:
         # the product would read what is not there
-        places(input.crow_indices(), input.col_indices(), input.shape[1], "input")
+        _require_places(input.crow_indices(), input.col_indices(), input.shape[1], "input")
     weight = linear_weight if linear_weight.dim() == 2 else linear_weight.unsqueeze(0)
     with torch.autocast(input.device.type, enabled=False):  # which has no sparse product
         input, weight = input.to(dtype), weight.to(dtype)
         plain = input.layout == torch.sparse_csr and input.is_cpu and not input.requires_grad
         ours = plain and not ops.transformed()
-        logits = _Product.apply(input, weight) if ours else torch.sparse.mm(input, weight.t())
+        logits = _Product.apply(input, weight, False) if ours else torch.sparse.mm(input, weight.t())
     if linear_bias is not None:
         logits = logits + linear_bias.to(dtype)
     return logits if linear_weight.dim() == 2 else logits.squeeze(-1)
 
 
 class _Product(torch.autograd.Function):
-    """``input @ weight.t()`` of a CSR matrix on the CPU, of which torch's own derivative by ``weight`` is slow.
+    """``apply(input, other, is_transposed)`` of a CSR matrix on the CPU: ``input @ other.t()``, whose derivative by
+    ``other`` torch has but slowly; ``is_transposed``: that derivative, ``other.t() @ input``.
 
-    Its product with a transposed CSR matrix takes 28 times as long as ``index_add_`` where there is one label (50,000
-    rows and columns, 50 values a row), and twice as long as sorting by columns first where there are 16.
+    torch's product with a transposed CSR matrix takes 28 times as long as ``index_add_`` where there is one label
+    (50,000 rows and columns, 50 values a row), and twice as long as sorting by columns first where there are 16.
     """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, input: Tensor, other: Tensor, is_transposed: bool) -> Tensor:
         ctx.save_for_backward(input)  # which sees whether it has changed since
         ctx.save_for_forward(input)
-        return torch.sparse.mm(input, weight.t())
+        ctx.is_transposed = is_transposed
+        return _transposed_product(input, other) if is_transposed else torch.sparse.mm(input, other.t())
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        return None, _Transposed.apply(*ctx.saved_tensors, grad_output)
+        return None, _Product.apply(*ctx.saved_tensors, grad_output, not ctx.is_transposed), None
 
     @staticmethod
-    def jvp(ctx: Any, _: None, tangent: Tensor) -> Any:
-        return _Product.apply(*ctx.saved_tensors, tangent)
+    def jvp(ctx: Any, _: None, tangent: Tensor, __: None) -> Any:
+        return _Product.apply(*ctx.saved_tensors, tangent, ctx.is_transposed)
 
 
-class _Transposed(torch.autograd.Function):
-    """``other.t() @ input`` of the same matrix and ``[rows, labels]``."""
+def _transposed_product(input: Tensor, other: Tensor) -> Tensor:
+    """``other.t() @ input`` for ``[rows, labels]``."""
+    column, values = input.col_indices(), input.values()
+    row, (rows, columns) = _rows(input.crow_indices(), values.numel()), input.shape
+    if other.shape[1] == 1:
+        terms = values * other.squeeze(1).index_select(0, row)
+        return terms.new_zeros(columns).index_add_(0, column, terms).unsqueeze(0)
+    column, order = torch.sort(column, stable=True)
+    starts = torch.searchsorted(column, torch.arange(columns + 1, dtype=column.dtype))
+    ordered = row.index_select(0, order), values.index_select(0, order)
+    return torch.sparse.mm(_csr(starts, *ordered, (columns, rows)), other).t()
 
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, other: Tensor) -> Tensor:
-        ctx.save_for_backward(input)
-        ctx.save_for_forward(input)
-        crow_indices, column, values = input.crow_indices(), input.col_indices(), input.values()
-        rows, columns = input.shape
-        every_row = torch.arange(rows, device=input.device)
-        row = torch.repeat_interleave(every_row, crow_indices.diff(), output_size=values.numel())
-        if other.shape[1] == 1:
-            terms = values * other.squeeze(1).index_select(0, row)
-            return terms.new_zeros(columns).index_add_(0, column, terms).unsqueeze(0)
-        column, order = torch.sort(column, stable=True)
-        starts = torch.searchsorted(column, torch.arange(columns + 1, device=input.device, dtype=column.dtype))
-        with warnings.catch_warnings():  # as above
-            warnings.simplefilter("ignore")
-            transposed = torch.sparse_csr_tensor(
-                starts,
-                row.index_select(0, order),
-                values.index_select(0, order),
-                (columns, rows),
-                check_invariants=False,
-            )
-        return torch.sparse.mm(transposed, other).t()
 
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Any:
-        return None, _Product.apply(*ctx.saved_tensors, grad_output)
+def _csr(crow_indices: Tensor, col_indices: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    with warnings.catch_warnings():  # that CSR tensors are in beta state, who gave us none need not read
+        warnings.simplefilter("ignore")
+        return torch.sparse_csr_tensor(crow_indices, col_indices, values, shape, check_invariants=False)
 
-    @staticmethod
-    def jvp(ctx: Any, _: None, tangent: Tensor) -> Any:
-        return _Transposed.apply(*ctx.saved_tensors, tangent)
+
+def _rows(crow_indices: Tensor, number: int) -> Tensor:
+    """The row of each of that many values."""
+    every_row = torch.arange(crow_indices.numel() - 1, device=crow_indices.device)
+    return torch.repeat_interleave(every_row, crow_indices.diff(), output_size=number)
 
 
 def _has_values(tensor: Tensor) -> bool:
@@ -103,7 +91,7 @@ def _has_values(tensor: Tensor) -> bool:
     a fake tensor."""
     if not tensor.is_cpu or torch.compiler.is_compiling() or type(tensor) is not Tensor or tensor.is_meta:
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not ops.wrapped(tensor)
 
 
 def _require(*conditions: tuple[Tensor, str]) -> None:
@@ -117,21 +105,21 @@ def _require(*conditions: tuple[Tensor, str]) -> None:
         torch._assert_async(right, message)
 
 
-def places(crow_indices: Tensor, col_indices: Tensor, labels: int, name: str = "target") -> tuple[Tensor, Tensor]:
-    """The row and the column of every value of a sparse target ``[rows, labels]``, or of what has that name.
-
-    torch does not check indices unless asked to. Here wrong ones raise: a ValueError, or, where nobody can look at them
-    yet, a RuntimeError as soon as they are computed; on a GPU a failed assertion of the device.
-    """
+def _require_places(crow_indices: Tensor, col_indices: Tensor, labels: int, name: str) -> None:
+    """torch does not check indices unless asked to. Here wrong ones raise: a ValueError, or, where nobody can look at
+    them yet, a RuntimeError as soon as they are computed; on a GPU a failed assertion of the device."""
     number = col_indices.numel()
     rising = f"{LAYER}: expected crow_indices of a sparse {name} that rise from 0 to {number}, got others"
     inside = f"{LAYER}: expected column indices of a sparse {name} in [0, {labels}), got others"
     rise = (crow_indices[0] == 0) & (crow_indices[-1] == number) & (crow_indices.diff() >= 0).all()
     are_inside = ((col_indices >= 0) & (col_indices < labels)).all()
     _require((rise, rising), (are_inside, inside))
-    every_row = torch.arange(crow_indices.numel() - 1, device=crow_indices.device)
-    row = torch.repeat_interleave(every_row, crow_indices.diff(), output_size=number)
-    return row, col_indices.long()
+
+
+def places(crow_indices: Tensor, col_indices: Tensor, labels: int) -> tuple[Tensor, Tensor]:
+    """The row and the column of every value of a sparse target ``[rows, labels]``, whose indices are checked."""
+    _require_places(crow_indices, col_indices, labels, "target")
+    return _rows(crow_indices, col_indices.numel()), col_indices.long()
 
 
 def csr_of_coo(coo: Tensor, name: str = "target", op: str = LAYER) -> tuple[Tensor, Tensor, Tensor]:

@@ -133,10 +133,10 @@ PYTHON = [
     ),
     *python(
         "sparse.py", "linear_sparse linear_features",
-        ("def places(", "(crow_indices.diff() >= 0).all()", "(crow_indices[0] == 0)"),
-        ("def places(", "(col_indices < labels)", "(col_indices <= labels)"),
-        ("class _Transposed", "torch.sort(column, stable=True)", "(column, torch.arange(column.numel()))"),
-        ("class _Transposed", "values * other.squeeze(1).index_select(0, row)",
+        ("def _require_places(", "(crow_indices.diff() >= 0).all()", "(crow_indices[0] == 0)"),
+        ("def _require_places(", "(col_indices < labels)", "(col_indices <= labels)"),
+        ("def _transposed_product", "torch.sort(column, stable=True)", "(column, torch.arange(column.numel()))"),
+        ("def _transposed_product", "values * other.squeeze(1).index_select(0, row)",
          "values * other.squeeze(1).index_select(0, row).abs()"),
     ),
     *python(
