@@ -33,19 +33,19 @@ FL_FN AsymmetricConstants<S> asymmetric_constants(double gamma_neg, double gamma
           S(1 + clip)};
 }
 
-// (1 + e) times sigma(z), sigma(-z), p_m and 1 - p_m.
+// (1 + e) times sigma(-z), p_m and 1 - p_m.
 template <class V>
 struct Shifted {
-  V plus, minus, u, r;
+  V minus, u, r;
 };
 template <class V>
 FL_FN Shifted<V> shifted(const Logit<V>& logit, const AsymmetricConstants<typename Value<V>::Scalar>& constants) {
   const V zero = splat<V>(0), one = splat<V>(1), clip = splat<V>(constants.clip);
   const auto negative = logit.z < zero;
   const V plus = select(negative, logit.e, one), minus = select(negative, one, logit.e);
-  if (constants.clip == 0) return {plus, minus, plus, minus};
+  if (constants.clip == 0) return {minus, plus, minus};
   const V u = fma(splat<V>(constants.opposite), plus, -(clip * minus));
-  return {plus, minus, at_least(u, zero), fma(clip, plus, splat<V>(constants.together) * minus)};
+  return {minus, at_least(u, zero), fma(clip, plus, splat<V>(constants.together) * minus)};
 }
 
 // The exponent of a soft target, gamma_neg + (gamma_pos - gamma_neg) y, in two parts.
@@ -151,7 +151,7 @@ FL_FN V asymmetric_loss(const Logit<V>& logit, const TermWeights<V>& weights, co
   const V m = select(logit.z < splat<V>(0), -logit.minus_m, splat<V>(0));
   V value = add_term(weights.positive, m, weights.sum * of.small);
   if (of.soft || weights.infinite) {
-    const V minus = m + log1p_unit(logit.e);
+    const V minus = softplus(logit, /*minus=*/true);
     value = select(of.hard, value, add_term(weights.positive, minus, weights.negative * of.small));
     const V by_terms = product(weights.positive, minus) + product(weights.negative, of.small);
     if (weights.infinite) value = unless_nan(value, by_terms);
