@@ -9,6 +9,23 @@
 namespace fused_logistic {
 
 enum class DType : int8_t { kFloat64, kFloat32, kFloat16, kBFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64 };
+// Of one element, in bytes. static: see has_sum.
+static constexpr int size_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+    case DType::kInt64:
+      return 8;
+    case DType::kFloat32:
+    case DType::kInt32:
+      return 4;
+    case DType::kFloat16:
+    case DType::kBFloat16:
+    case DType::kInt16:
+      return 2;
+    default:
+      return 1;
+  }
+}
 
 // fp16 and bf16 as they lie in memory.
 struct Half {

@@ -75,3 +75,20 @@ def test_environment_variable_turns_it_off():
         environment = {**os.environ, "FUSED_LOGISTIC_CACHE": setting}
         result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
         assert result.stdout.strip() == str(kept), result.stderr
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_result_past_the_caches_is_that_of_its_parts(dtype, weighted, isa):
+    """So is one of 16 MB or more written (csrc/cpu/source.h); here its last row is no whole number of vectors."""
+    n, part = (16 << 20) // dtype.itemsize + 1003, 1 << 19
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(n, dtype=dtype, generator=generator)
+    target, weight = torch.rand(2, n, dtype=dtype, generator=generator)
+
+    def gradients(z, y, w):
+        return ops.bce_with_grad(z, y, w if weighted else None, None, None, None, ops.SUM, dtype)[1]
+
+    whole = gradients(logits, target, weight)
+    parts = [gradients(*of) for of in zip(logits.split(part), target.split(part), weight.split(part), strict=True)]
+    assert whole.data_ptr() % 64 == 0 and whole.equal(torch.cat(parts))

@@ -19,7 +19,8 @@ struct Row {
   C *q, *linear;  // or, where losses are grouped, the lanes' groups
   const C* grad_output;
   C scale;
-  bool more;  // whether another row follows
+  bool more;      // whether another row follows
+  bool more_out;  // and its results stand behind this one's
   const C *pos_weight, *weight, *mask;
   Settings<C> settings;
 };
@@ -53,16 +54,19 @@ FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
 }
 
 // Asks for the lines that the next row will read and write: the hardware's own prefetching stops at each row's end,
-// where the sums are added up.
-template <Output kOutput, class V, class C, class Z, class Y>
+// where the sums are added up. What is read comes into the second-level cache: the first can wait for fewer lines than memory's
+// latency asks for. Always inlined, as whatever prefetches: GCC leaves out the call of a function that does nothing else.
+template <Output kOutput, Terms kTerms, class V, class C, class Z, class Y>
 FL_FN void prefetch_next_row(const Row<C, Z, Y>& row, int64_t i) {
   constexpr int64_t w = width<V>, line = 64;
   if (!row.more) return;
-  for (int64_t k = 0; k < w; k += line / int64_t(sizeof(Z))) {
-    __builtin_prefetch(row.logits + kLanes + i + k);
-    if constexpr (has_elements(kOutput)) __builtin_prefetch(row.out + kLanes + i + k, 1);
+  for (int64_t k = 0; k < w; k += line / int64_t(sizeof(Z))) __builtin_prefetch(row.logits + kLanes + i + k, 0, 2);
+  for (int64_t k = 0; k < w; k += line / int64_t(sizeof(Y))) __builtin_prefetch(row.target + kLanes + i + k, 0, 2);
+  if constexpr (has_weights(kTerms)) {
+    for (int64_t k = 0; k < w; k += line / int64_t(sizeof(C))) __builtin_prefetch(row.weight + kLanes + i + k, 0, 2);
   }
-  for (int64_t k = 0; k < w; k += line / int64_t(sizeof(Y))) __builtin_prefetch(row.target + kLanes + i + k);
+  if (!row.more_out) return;
+  for (int64_t k = 0; k < w; k += line / int64_t(sizeof(Z))) __builtin_prefetch(row.out + kLanes + i + k, 1);
 }
 
 // Always inlined: as a function of its own it would keep the row's fields in memory, a tenth slower.
@@ -71,7 +75,7 @@ FL_FN void evaluate_row(const Row<C, Z, Y>& row, int64_t count) {
   constexpr int64_t w = width<V>;
   int64_t i = 0;
   for (; i + w <= count; i += w) {
-    prefetch_next_row<kOutput, V>(row, i);
+    prefetch_next_row<kOutput, kTerms, V>(row, i);
     step<kOutput, L, kTerms, kAgain, V>(row, i);
   }
   if (i == count) return;
@@ -110,23 +114,26 @@ FL_FN void evaluate_row(const Row<C, Z, Y>& row, int64_t count) {
   }
 }
 
-// Whether any is NaN, or infinities of both signs are among them.
+// The values' sum in the order that is fastest: of counts, which are exact in any, or NaN where any of the values is, or where
+// infinities of both signs are among them.
 template <class C>
-FL_FN bool has_nan(const C* values, int64_t count) {
+FL_FN C sum_of(const C* values, int64_t count) {
   using V = typename Simd<C>::Vector;
   constexpr int64_t w = width<V>;
   V sums[8] = {};  // as many as hide an addition's latency
-  C rest = 0;
+  C sum = 0;
   int64_t i = 0;
   for (; i + 8 * w <= count; i += 8 * w) {
     for (int64_t k = 0; k < 8; ++k) sums[k] = sums[k] + load(values + i + k * w);
   }
-  for (; i < count; ++i) rest += values[i];
+  for (; i < count; ++i) sum += values[i];
   for (int64_t half = 4; half >= 1; half /= 2) {
     for (int64_t k = 0; k < half; ++k) sums[k] = sums[k] + sums[k + half];
   }
-  const V sum = sums[0] + splat<V>(rest);
-  return Value<V>::any(sum != sum);
+  C lanes[w];
+  store(lanes, sums[0]);
+  for (int64_t k = 0; k < w; ++k) sum += lanes[k];
+  return sum;
 }
 
 // Whether all targets are 0 or 1, or left out: where L::kHardIsLess, other rows are for evaluate_row_again.
@@ -171,7 +178,8 @@ FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
       logits = copy;
     }
     evaluate_row<kOutput, L, kTerms, false, V>(row, count);
-    if (!has_nan(has_elements(kOutput) ? row.out : row.summands, count)) return;
+    const C sum = sum_of(has_elements(kOutput) ? row.out : row.summands, count);
+    if (sum == sum) return;
     Row<C, C, C> again = row;
     again.logits = logits;
     evaluate_row_again<kOutput, L, kTerms>(again, count);
@@ -181,14 +189,16 @@ FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
 template <Output kOutput, class L, Terms kTerms, class C, class Z, class Y>
 void run_chunks(const Problem& problem, int64_t first, int64_t last, double* partials) {
   // Where Z (or Y) is C, its operand may be of any type and broadcast; where it is a 16-bit type it is read in place.
-  Source<C> target(problem.target, problem.numel, C(0), problem.options), logits(problem.logits, problem.numel, C(0));
+  constexpr bool kCounts = kOutput == Output::kCount;
+  const bool reads_target = !kCounts || leaves_out(problem.options);
+  Source<C> target(reads_target ? problem.target : Operand{}, problem.numel, C(0), problem.options);
+  Source<C> logits(problem.logits, problem.numel, C(0));
   Source<C> grad_output(problem.grad_output, problem.numel, C(1));
   Source<C> pos_weight(problem.pos_weight, has_weights(kTerms) ? problem.numel : 0, C(1));
   Source<C> weight(problem.weight, has_weights(kTerms) ? problem.numel : 0, C(1));
   Source<C> mask(problem.mask, has_options(kTerms) ? problem.numel : 0, C(1));
-  const bool converted = has_elements(kOutput) && problem.out_dtype != kDType<Z>;
   alignas(64) double lanes[kLanes];
-  alignas(64) C summands[kLanes], converted_out[kLanes];
+  alignas(64) C summands[kLanes];
   constexpr bool kGrouped = is_grouped<L>(kOutput, kTerms);
   alignas(64) C q[kGrouped ? kLanes : 1], linear[kGrouped ? kLanes : 1];
   Row<C, Z, Y> row = {};
@@ -199,8 +209,11 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   if (kOutput == Output::kLossSumAndGrad && first < last) row.scale = row.scale * grad_output.row(0, 1)[0];
   if constexpr (kTerms != Terms::kPlain || !std::is_same_v<L, Bce>) row.settings = settings_of<C>(problem);
   // A sum tells for nothing of infinite weights and of groups that overflow: where it is not finite, the chunk is done again.
-  constexpr bool kAsked = has_sum(kOutput) && kOutput != Output::kCount;
+  constexpr bool kAsked = has_sum(kOutput) && !kCounts;
   const bool in_place = has_elements(kOutput) && problem.out == problem.logits.data;  // a tile of a layer
+  // With 16-bit types memory is not what limits.
+  Sink<Z> out(problem, kOutput == Output::kLossSumAndGrad && !is_16bit<Z> && !in_place);
+  row.more_out = has_elements(kOutput) && out.in_place();
   alignas(64) Z saved[kAsked ? kChunk : 1];
   bool again = false;
 
@@ -217,11 +230,10 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
       const int64_t count = chunk_end - begin < kLanes ? chunk_end - begin : kLanes;
       if constexpr (!is_16bit<Z>) {
         row.logits = logits.row(begin, count);
-        if constexpr (has_elements(kOutput)) row.out = converted ? converted_out : static_cast<Z*>(problem.out) + begin;
       } else {
         row.logits = static_cast<const Z*>(problem.logits.data) + begin;
-        if constexpr (has_elements(kOutput)) row.out = static_cast<Z*>(problem.out) + begin;
       }
+      if constexpr (has_elements(kOutput)) row.out = out.row(begin);
       if constexpr (!is_16bit<Y>) {
         row.target = target.row(begin, count);
       } else {
@@ -248,35 +260,31 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
       } else {
         run_row<kOutput, L, kTerms, typename Simd<C>::Value>(row, count);
       }
-      if (has_sum(kOutput) && (!kGrouped || one_by_one)) {
+      if constexpr (kCounts) {
+        partials[chunk] = sum_of(summands, count) + (begin == chunk_begin ? 0 : partials[chunk]);
+      } else if (has_sum(kOutput) && (!kGrouped || one_by_one)) {
         if (begin == chunk_begin) {
           for (int64_t i = 0; i < count; ++i) lanes[i] = double(summands[i]) + 0.0;  // + 0.0: never -0.0
         } else {
           for (int64_t i = 0; i < count; ++i) lanes[i] += double(summands[i]);
         }
       }
-      if constexpr (!is_16bit<Z>) {
-        if (converted) write(converted_out, count, problem.out_dtype, problem.out, begin);
-      }
-    }
-    if constexpr (has_sum(kOutput)) {
-      partials[chunk] = kGrouped && !one_by_one ? sum_of_groups(q, linear, filled) : fold(lanes, filled);
+      if constexpr (has_elements(kOutput)) out.written(begin, count);
     }
     if constexpr (kAsked) {
+      partials[chunk] = kGrouped && !one_by_one ? sum_of_groups(q, linear, filled) : fold(lanes, filled);
       again = !one_by_one && !(partials[chunk] - partials[chunk] == 0);
       if (again) --chunk;
     }
   }
+  out.finish();
 }
 
-// Picks the storage types that are worth a kernel of their own: fp32, fp64, and the 16-bit types in place. All other
-// combinations are converted row by row, and so are these where fma is a call, beside which converting takes no time.
+// Picks the storage types that are worth a kernel of their own: fp32, fp64, and the 16-bit types in place, where no gradient but
+// the logits' is made: with options or weights in training alone. All other combinations are converted row by row, to the
+// same bits, and so are these where fma is a call, beside which converting takes no time.
 template <Output kOutput, class L, Terms kTerms>
 void run_types(const Problem& problem, int64_t first, int64_t last, double* partials) {
-  const auto in_place = [&](DType dtype) {
-    return !problem.compute_double && problem.logits.dtype == dtype && is_full(problem.logits, problem.numel) &&
-           (!has_elements(kOutput) || problem.out_dtype == dtype);
-  };
   if constexpr (!L::kWhole) {
     if (problem.compute_double) {  // rare: fewer kernels
       constexpr bool kOwn = kTerms == Terms::kOptions || (kTerms == Terms::kPlain && std::is_same_v<L, Bce>);
@@ -284,18 +292,23 @@ void run_types(const Problem& problem, int64_t first, int64_t last, double* part
       return run_chunks<kOutput, L, terms, double, double, double>(problem, first, last, partials);
     }
   }
-  if constexpr (kTerms == Terms::kPlain && std::is_same_v<L, Bce> && kHasFma) {
-    const DType target = is_full(problem.target, problem.numel) ? problem.target.dtype : DType::kFloat32;
-    if (in_place(DType::kFloat16)) {
-      return target == DType::kFloat16
-                 ? run_chunks<kOutput, L, kTerms, float, Half, Half>(problem, first, last, partials)
-                 : run_chunks<kOutput, L, kTerms, float, Half, float>(problem, first, last, partials);
-    }
-    if (in_place(DType::kBFloat16)) {
-      return target == DType::kBFloat16
-                 ? run_chunks<kOutput, L, kTerms, float, BFloat16, BFloat16>(problem, first, last, partials)
-                 : run_chunks<kOutput, L, kTerms, float, BFloat16, float>(problem, first, last, partials);
-    }
+  if constexpr (std::is_same_v<L, Bce> && kHasFma &&
+                (kOutput == Output::kLossSumAndGrad || (kTerms == Terms::kPlain && has_plain_kernels(kOutput)))) {
+    const bool in_place =
+        is_full(problem.logits, problem.numel) && (!has_elements(kOutput) || problem.out_dtype == problem.logits.dtype);
+    const auto run_in_place = [&]<class Z>(Z) {
+      if (!in_place || problem.logits.dtype != kDType<Z>) return false;
+      if (is_full(problem.target, problem.numel) && problem.target.dtype == kDType<Z>) {
+        run_chunks<kOutput, L, kTerms, float, Z, Z>(problem, first, last, partials);
+        return true;
+      }
+      if constexpr (kTerms == Terms::kPlain) {
+        run_chunks<kOutput, L, kTerms, float, Z, float>(problem, first, last, partials);
+        return true;
+      }
+      return false;
+    };
+    if (run_in_place(Half{}) || run_in_place(BFloat16{})) return;
   }
   run_chunks<kOutput, L, kTerms, float, float, float>(problem, first, last, partials);
 }

@@ -261,6 +261,26 @@ FL_FN void store(Half* data, FloatVector x) {
   memcpy(data, &result, sizeof(result));
 }
 
+// Past the caches: what is written this way is not read into them first. out has a vector's alignment; the calling thread's
+// end_stream() comes before another thread reads it.
+#if defined(FL_AVX512) || defined(FL_AVX2)
+constexpr bool kCanStream = true;
+#if defined(FL_AVX512)
+FL_FN void stream_vector(void* out, UInt32Vector x) {
+  _mm512_stream_si512(static_cast<__m512i*>(out), bit_cast<__m512i>(x));
+}
+#else
+FL_FN void stream_vector(void* out, UInt32Vector x) {
+  _mm256_stream_si256(static_cast<__m256i*>(out), bit_cast<__m256i>(x));
+}
+#endif
+FL_FN void end_stream() { _mm_sfence(); }
+#else
+constexpr bool kCanStream = false;
+FL_FN void stream_vector(void* out, UInt32Vector x) { memcpy(out, &x, sizeof(x)); }
+FL_FN void end_stream() {}
+#endif
+
 // Every second value of a and then of b, from the first (0) or from the second (1) on; compilers pick them one by one.
 #if defined(FL_AVX512)
 template <int kFrom>

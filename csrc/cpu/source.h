@@ -1,6 +1,6 @@
 // How a kernel reads an operand that is broadcast or of another type: row by row of kLanes elements, converted into a
-// buffer that stays in the first-level cache, so that nothing is ever expanded or converted in memory. And how it
-// writes a result of another type.
+// buffer that stays in the first-level cache, so that nothing is ever expanded or converted in memory (Source). And how it
+// writes a result of another type, or a large one (Sink).
 #pragma once
 #include "simd.h"
 
@@ -59,21 +59,6 @@ void read(const Operand& operand, int64_t start, int64_t count, C* out) {
   }
 }
 
-// Writes a row of C into an output of another type.
-template <class C>
-FL_CALLED void write(const C* values, int64_t count, DType dtype, void* out, int64_t begin) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return convert(values, 0, count, static_cast<double*>(out) + begin);
-    case DType::kFloat16:
-      return convert(values, 0, count, static_cast<Half*>(out) + begin);
-    case DType::kBFloat16:
-      return convert(values, 0, count, static_cast<BFloat16*>(out) + begin);
-    default:
-      return convert(values, 0, count, static_cast<float*>(out) + begin);
-  }
-}
-
 // One operand as rows of C. A row that is already there as C is not copied; a scalar and a short period are converted
 // once per thread, a longer period or a repetition once per row.
 template <class C>
@@ -122,6 +107,7 @@ class Source {
   FL_CALLED const C* read_row(int64_t begin, int64_t count) {
     int64_t index = begin / operand_.inner % operand_.size;
     if (operand_.inner == 1) {
+      if (index + 2 * kLanes <= operand_.size) prefetch(index + kLanes);
       for (int64_t done = 0, n; done < count; done += n, index = 0) {
         n = operand_.size - index < count - done ? operand_.size - index : count - done;
         read(operand_, index, n, buffer_ + done);
@@ -136,6 +122,13 @@ class Source {
       while (done < end) buffer_[done++] = value;
     }
     return buffer_;
+  }
+
+  // Asks for the row that begins with the operand's element `index`: by then the hardware's own prefetching has stopped.
+  FL_METHOD void prefetch(int64_t index) const {
+    const int64_t bytes = size_of(operand_.dtype);
+    const char* const data = static_cast<const char*>(operand_.data) + index * bytes;
+    for (int64_t k = 0; k < kLanes * bytes; k += 64) __builtin_prefetch(data + k, 0, 2);
   }
 
   // Row by row, as all else here: there is no more of the classes' matrix than this.
@@ -175,6 +168,68 @@ class Source {
   const int64_t ignored_;
   Kind kind_ = Kind::kConstant;
   alignas(64) C buffer_[2 * kLanes];
+};
+
+// Writes a row of C into an output of another type.
+template <class C>
+FL_CALLED void write(const C* values, int64_t count, DType dtype, void* out, int64_t begin) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return convert(values, 0, count, static_cast<double*>(out) + begin);
+    case DType::kFloat16:
+      return convert(values, 0, count, static_cast<Half*>(out) + begin);
+    case DType::kBFloat16:
+      return convert(values, 0, count, static_cast<BFloat16*>(out) + begin);
+    default:
+      return convert(values, 0, count, static_cast<float*>(out) + begin);
+  }
+}
+
+// Writes a row past the caches.
+template <class T>
+FL_CALLED void stream(const T* values, int64_t count, T* out) {
+  constexpr int64_t w = kBytes / sizeof(T);
+  int64_t i = 0;
+  for (; i + w <= count; i += w) stream_vector(out + i, load_unaligned<UInt32Vector>(values + i));
+  memcpy(out + i, values + i, (count - i) * sizeof(T));
+}
+
+// From how many bytes on a result goes past the caches: with the two arrays that it is made from, more than most of them hold.
+constexpr int64_t kStreamed = int64_t(16) << 20;
+
+// A problem's elementwise result as rows of Z.
+template <class Z>
+class Sink {
+ public:
+  Sink(const Problem& problem, bool may_stream) : out_(problem.out), dtype_(problem.out_dtype) {
+    if (dtype_ != kDType<Z>) {
+      kind_ = Kind::kConverted;
+    } else if (kCanStream && may_stream && problem.numel * int64_t(sizeof(Z)) >= kStreamed &&
+               uintptr_t(out_) % kBytes == 0) {
+      kind_ = Kind::kStreamed;
+    }
+  }
+
+  bool in_place() const { return kind_ == Kind::kInPlace; }
+  // Where the elements from `begin` on are to be written, at most kLanes, before written().
+  Z* row(int64_t begin) { return in_place() ? static_cast<Z*>(out_) + begin : buffer_; }
+  void written(int64_t begin, int64_t count) const {
+    if (kind_ == Kind::kStreamed) stream(buffer_, count, static_cast<Z*>(out_) + begin);
+    if constexpr (!is_16bit<Z>) {
+      if (kind_ == Kind::kConverted) write(buffer_, count, dtype_, out_, begin);
+    }
+  }
+  // All rows are.
+  void finish() const {
+    if (kind_ == Kind::kStreamed) end_stream();
+  }
+
+ private:
+  enum class Kind { kInPlace, kConverted, kStreamed };
+  void* const out_;
+  const DType dtype_;
+  Kind kind_ = Kind::kInPlace;
+  alignas(64) Z buffer_[kLanes];
 };
 
 }  // namespace

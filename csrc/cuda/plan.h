@@ -4,23 +4,6 @@
 
 namespace fused_logistic {
 
-constexpr int size_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-    case DType::kInt64:
-      return 8;
-    case DType::kFloat32:
-    case DType::kInt32:
-      return 4;
-    case DType::kFloat16:
-    case DType::kBFloat16:
-    case DType::kInt16:
-      return 2;
-    default:
-      return 1;
-  }
-}
-
 // Neighbouring elements of a thread: the lanes that are joined.
 constexpr int kPerThread = int(kJoined);
 constexpr int kThreads = int(kLanes) / kPerThread;

@@ -11,10 +11,6 @@
 namespace fl = fused_logistic;
 using fl::DType, fl::Operand, fl::Output, fl::Problem;
 
-inline size_t size_of(DType dtype) {
-  constexpr size_t kSizes[] = {8, 4, 2, 2, 1, 1, 2, 4, 8};
-  return kSizes[int(dtype)];
-}
 inline bool is_floating(DType dtype) { return dtype <= DType::kBFloat16; }
 
 template <class To, class From>

@@ -234,14 +234,16 @@ CPP = [
         ("void run_chunks(", "row.scale * grad_output.row(0, 1)[0]", "row.scale"),
         ("void run_chunks(", "(kGrouped && chunk_end - chunk_begin == 1)", "false"),
         ("void run_chunks(", "!(partials[chunk] - partials[chunk] == 0)", "false"),
-        ("FL_FN void run_row(", "has_nan(has_elements(kOutput) ? row.out : row.summands, count)", "false"),
+        ("FL_FN void run_row(", "if (sum == sum) return;", "return;"),
+        ("void run_chunks(", "!kCounts || leaves_out(problem.options)", "!kCounts"),
     ),
     *cpp(
-        "cpu/source.h", "loss classes",
+        "cpu/source.h", "loss classes memory",
         ("case Kind::kTiled:\n        return", "begin % operand_.size", "int64_t(0)"),
         ("if (inner == 1) {", "is_ignored(index)", "false"),
         ("FL_CALLED const C* read_row(", "begin / operand_.inner % operand_.size",
          "begin / operand_.inner % operand_.size * 0"),
+        ("FL_CALLED void stream(", "(count - i) * sizeof(T)", "0"),
     ),
     *cpp(
         "cpu/sums.h", "sums exact",
