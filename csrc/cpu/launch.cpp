@@ -3,9 +3,6 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <new>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "../ops.h"
@@ -71,13 +68,8 @@ Tensor empty_cpu(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, Sca
   using torch::stable::detail::from, torch::stable::detail::to;
   size_t bytes = aoti_torch_dtype_element_size(to<int32_t>(from(dtype)));
   for (const int64_t size : sizes) bytes *= size_t(size);
-  if (bytes < kLargeBlock) return empty_strided(sizes, strides, dtype, kCpu);
-  void* block = nullptr;
-  try {
-    block = take_block(bytes);
-  } catch (const std::bad_alloc&) {
-    throw std::runtime_error("fused_logistic: cannot allocate " + std::to_string(bytes) + " bytes");
-  }
+  void* const block = bytes < kLargeBlock ? nullptr : take_block(bytes);
+  if (block == nullptr) return empty_strided(sizes, strides, dtype, kCpu);  // or torch's error
   return torch::stable::from_blob(block, sizes, strides, kCpu, dtype, &release_block);
 }
 

@@ -9,7 +9,7 @@ namespace fused_logistic {
 
 constexpr size_t kLargeBlock = size_t(1) << 20;  // smaller blocks are malloc's business, which reuses them itself
 
-void* take_block(size_t bytes);  // aligned to a cache line; throws std::bad_alloc
+void* take_block(size_t bytes);  // aligned to a cache line; null where there is no memory
 void release_block(void* data);
 
 // Returns the kept blocks to the system; FUSED_LOGISTIC_CACHE=0 keeps none in the first place.
