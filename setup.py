@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator
@@ -154,6 +155,12 @@ class BuildLibraries(BuildExtension):
         return super().get_ext_filename(name)
 
     def build_extensions(self) -> None:
+        python_h = Path(sysconfig.get_path("include")) / "Python.h"
+        if not python_h.exists():  # else the compiler says so, after minutes
+            sys.exit(
+                f"fused_logistic: there is no {python_h}: Python's headers are not installed "
+                "(Debian and Ubuntu: apt install python3-dev)"
+            )
         minutes = "some three minutes on two cores" + (", with CUDA ten" if len(self.extensions) > 2 else "")
         print(f"fused_logistic: a first build takes {minutes}; a later one compiles what has changed", flush=True)
         super().build_extensions()

@@ -3,6 +3,7 @@
 # Annotations are evaluated here: torch.jit.script reads those of every module that a model owns.
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -40,7 +41,14 @@ def _set(module: torch.nn.Module, name: str, value: Tensor | float | None, persi
         module.register_buffer(name, value, persistent=persistent)
     else:
         module._buffers.pop(name, None)
-        setattr(module, name, float(value))
+        setattr(module, name, float(_number(module, name, value, " or a torch.Tensor")))
+
+
+def _number(module: torch.nn.Module, name: str, value: object, or_else: str = "") -> Any:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        kind = type(module).__name__
+        raise TypeError(f"{kind}: expected {name} to be a number{or_else}, got {type(value).__name__}")
+    return value
 
 
 def _logit(probability: float) -> float:
@@ -302,8 +310,11 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         whatever the logits' dtype is. A logit that is NaN is not.
 
         Raises:
-            ValueError: ``threshold`` is not between 0 and 1.
+            TypeError: ``threshold`` is not a number.
+            ValueError: It is not between 0 and 1.
         """
+        if not torch.jit.is_scripting():  # which knows the type
+            _number(self, "threshold", threshold)
         if not 0.0 <= threshold <= 1.0:
             raise ValueError(f"LinearBCEWithLogitsLoss: expected threshold between 0 and 1, got {threshold}")
         logits = self.logits(input)

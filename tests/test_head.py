@@ -165,6 +165,10 @@ def test_predictions_of_nan_and_wrong_thresholds():
             ValueError, match=f"LinearBCEWithLogitsLoss: expected threshold between 0 and 1, got {threshold}"
         ):
             head.predict(X[:, :1], threshold)
+    for threshold in (None, torch.full((3,), 0.5), "0.5"):
+        message = f"LinearBCEWithLogitsLoss: expected threshold to be a number, got {type(threshold).__name__}$"
+        with pytest.raises(TypeError, match=message):
+            head.predict(X[:, :1], threshold)
 
 
 def test_predictions_are_scikit_learns():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -199,3 +200,15 @@ def test_repr_shows_what_is_not_the_default():
         "LinearBCEWithLogitsLoss(in_features=6, num_labels=3, bias=True, loss_weight=[3], pos_weight=[3], "
         "label_smoothing=0.1, ignore_index=-1, chunk_bytes=64)"
     )
+
+
+# ---- Wrong arguments -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [[1.0, 2.0], np.ones(3), "5", True], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", ["weight", "pos_weight"])
+@pytest.mark.parametrize("make", [*LOSSES, fl.AsymmetricLoss])
+def test_a_weight_is_a_number_or_a_tensor(make, name, value):
+    got = rf"expected (loss_)?{name} to be a number or a torch.Tensor, got {type(value).__name__}$"
+    with pytest.raises(TypeError, match=got):
+        make(**{name: value})

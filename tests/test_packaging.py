@@ -58,6 +58,17 @@ def test_build_with_an_old_setuptools(tmp_path):
     assert "setuptools 65.5.0 is installed, and the build needs 77.0.3 or newer. Run:\npip install " in run.stderr
 
 
+def test_build_without_the_headers_of_python(tmp_path):
+    (tmp_path / "torch.py").write_text(TORCH)
+    stub = "import sysconfig; old = sysconfig.get_path; "
+    stub += f"sysconfig.get_path = lambda name, *a, **k: {str(tmp_path)!r} if name == 'include' else old(name, *a, **k)"
+    (tmp_path / "sitecustomize.py").write_text(stub)
+    command = ["setup.py", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path]
+    run = python(*command, path=[tmp_path], cwd=ROOT, CUDA="", USE_CUDA="0")
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert f"there is no {tmp_path}/Python.h" in run.stderr and "apt install python3-dev" in run.stderr
+
+
 def test_cuda_is_built_where_torch_and_a_toolkit_are(tmp_path):
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
