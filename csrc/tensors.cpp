@@ -164,7 +164,7 @@ TensorProblem::TensorProblem(const char* op, const Operands& given, const Option
 TensorProblem::TensorProblem(const char* op, const Tensor& target, const OptionalTensor& mask, const Options& options)
     : TensorProblem(op, target, mask) {
   const ScalarType type = target.scalar_type();
-  problem.target = operand(logits_);  // the target is what stands in their place
+  if (leaves_out(options)) problem.target = operand(logits_);  // the target is what stands in their place
   problem.compute_double = type == ScalarType::Double || type == ScalarType::Int || type == ScalarType::Long;
   problem.options = options;
 }

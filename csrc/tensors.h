@@ -49,7 +49,7 @@ class FL_API TensorProblem {
  public:
   // Refuses what does not fit together, in the name of `op`.
   TensorProblem(const char* op, const Operands& operands, const Options& options);
-  // For Output::kCount, which reads no logits.
+  // For Output::kCount, which reads no logits, and the target only where it may say that its element is left out.
   TensorProblem(const char* op, const Tensor& target, const OptionalTensor& mask, const Options& options);
 
   void set_grad_output(const Tensor& grad_output);

@@ -110,7 +110,8 @@ def run(
     """What launch.cpp does for one output of one problem."""
     memory, result, shape = Memory(), Result(), logits.shape
     out_dtype = out_dtype or logits.dtype
-    tensors = (logits, target, weight, pos_weight, mask, grad_output)
+    tells = output != Output.Count or ignore_index is not None or ignore_nan
+    tensors = (logits, target if tells else None, weight, pos_weight, mask, grad_output)
     places = (*offsets[:2], shift, shift, shift, shift)
     operands = [operand(memory, tensor, shape, offset) for tensor, offset in zip(tensors, places, strict=True)]
     if target.dim() < logits.dim() and not target.is_floating_point():  # class indices

@@ -53,20 +53,16 @@ FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
                                                                      row.settings);
 }
 
-// Asks for the lines that the next row will read and write: the hardware's own prefetching stops at each row's end,
-// where the sums are added up. What is read comes into the second-level cache: the first can wait for fewer lines than memory's
-// latency asks for. Always inlined, as whatever prefetches: GCC leaves out the call of a function that does nothing else.
+// Asks for what the next row will read of logits, target and weight, where they lie as rows, and for where it will write: the
+// hardware's own prefetching stops at each row's end, where the sums are added up.
 template <Output kOutput, Terms kTerms, class V, class C, class Z, class Y>
 FL_FN void prefetch_next_row(const Row<C, Z, Y>& row, int64_t i) {
-  constexpr int64_t w = width<V>, line = 64;
+  constexpr int64_t w = width<V>;
   if (!row.more) return;
-  for (int64_t k = 0; k < w; k += line / int64_t(sizeof(Z))) __builtin_prefetch(row.logits + kLanes + i + k, 0, 2);
-  for (int64_t k = 0; k < w; k += line / int64_t(sizeof(Y))) __builtin_prefetch(row.target + kLanes + i + k, 0, 2);
-  if constexpr (has_weights(kTerms)) {
-    for (int64_t k = 0; k < w; k += line / int64_t(sizeof(C))) __builtin_prefetch(row.weight + kLanes + i + k, 0, 2);
-  }
-  if (!row.more_out) return;
-  for (int64_t k = 0; k < w; k += line / int64_t(sizeof(Z))) __builtin_prefetch(row.out + kLanes + i + k, 1);
+  prefetch(row.logits + kLanes + i, w * sizeof(Z));
+  prefetch(row.target + kLanes + i, w * sizeof(Y));
+  if constexpr (has_weights(kTerms)) prefetch(row.weight + kLanes + i, w * sizeof(C));
+  if (has_elements(kOutput) && row.more_out) prefetch</*kToWrite=*/true>(row.out + kLanes + i, w * sizeof(Z));
 }
 
 // Always inlined: as a function of its own it would keep the row's fields in memory, a tenth slower.
@@ -189,10 +185,7 @@ FL_FN void run_row(const Row<C, Z, Y>& row, int64_t count) {
 template <Output kOutput, class L, Terms kTerms, class C, class Z, class Y>
 void run_chunks(const Problem& problem, int64_t first, int64_t last, double* partials) {
   // Where Z (or Y) is C, its operand may be of any type and broadcast; where it is a 16-bit type it is read in place.
-  constexpr bool kCounts = kOutput == Output::kCount;
-  const bool reads_target = !kCounts || leaves_out(problem.options);
-  Source<C> target(reads_target ? problem.target : Operand{}, problem.numel, C(0), problem.options);
-  Source<C> logits(problem.logits, problem.numel, C(0));
+  Source<C> target(problem.target, problem.numel, C(0), problem.options), logits(problem.logits, problem.numel, C(0));
   Source<C> grad_output(problem.grad_output, problem.numel, C(1));
   Source<C> pos_weight(problem.pos_weight, has_weights(kTerms) ? problem.numel : 0, C(1));
   Source<C> weight(problem.weight, has_weights(kTerms) ? problem.numel : 0, C(1));
@@ -209,11 +202,10 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   if (kOutput == Output::kLossSumAndGrad && first < last) row.scale = row.scale * grad_output.row(0, 1)[0];
   if constexpr (kTerms != Terms::kPlain || !std::is_same_v<L, Bce>) row.settings = settings_of<C>(problem);
   // A sum tells for nothing of infinite weights and of groups that overflow: where it is not finite, the chunk is done again.
-  constexpr bool kAsked = has_sum(kOutput) && !kCounts;
+  constexpr bool kCounts = kOutput == Output::kCount, kAsked = has_sum(kOutput) && !kCounts;
   const bool in_place = has_elements(kOutput) && problem.out == problem.logits.data;  // a tile of a layer
-  // With 16-bit types memory is not what limits.
-  Sink<Z> out(problem, kOutput == Output::kLossSumAndGrad && !is_16bit<Z> && !in_place);
-  row.more_out = has_elements(kOutput) && out.in_place();
+  Sink<Z> out(problem);
+  row.more_out = out.in_place();
   alignas(64) Z saved[kAsked ? kChunk : 1];
   bool again = false;
 

@@ -69,7 +69,7 @@ Tensor empty_cpu(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, Sca
   size_t bytes = aoti_torch_dtype_element_size(to<int32_t>(from(dtype)));
   for (const int64_t size : sizes) bytes *= size_t(size);
   void* const block = bytes < kLargeBlock ? nullptr : take_block(bytes);
-  if (block == nullptr) return empty_strided(sizes, strides, dtype, kCpu);  // or torch's error
+  if (block == nullptr) return empty_strided(sizes, strides, dtype, kCpu);  // or an error
   return torch::stable::from_blob(block, sizes, strides, kCpu, dtype, &release_block);
 }
 

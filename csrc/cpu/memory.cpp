@@ -76,11 +76,11 @@ void* take_block(size_t bytes) {
   if (block == nullptr) {
     const size_t size = (bytes + kHeader + kHugePage - 1) / kHugePage * kHugePage;
     block = std::aligned_alloc(kHugePage, size);
-    if (block == nullptr) {  // what is kept may be what is missing
-      empty_cache();
+    if (block == nullptr) {
+      empty_cache();  // what is kept may be what is missing
       block = std::aligned_alloc(kHugePage, size);
+      if (block == nullptr) return nullptr;
     }
-    if (block == nullptr) return nullptr;
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     madvise(block, size, MADV_HUGEPAGE);  // advice: failing is harmless
 #endif

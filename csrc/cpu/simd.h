@@ -261,6 +261,14 @@ FL_FN void store(Half* data, FloatVector x) {
   memcpy(data, &result, sizeof(result));
 }
 
+// Asks for the lines of so many bytes: to be read, into the second-level cache, since the first can wait for fewer lines than
+// memory's latency asks for; or to be written. Always inlined: GCC leaves out the call of a function that does nothing else.
+template <bool kToWrite = false>
+FL_FN void prefetch(const void* data, int64_t bytes) {
+  for (int64_t k = 0; k < bytes; k += 64)
+    __builtin_prefetch(static_cast<const char*>(data) + k, kToWrite, kToWrite ? 3 : 2);
+}
+
 // Past the caches: what is written this way is not read into them first. out has a vector's alignment; the calling thread's
 // end_stream() comes before another thread reads it.
 #if defined(FL_AVX512) || defined(FL_AVX2)

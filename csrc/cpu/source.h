@@ -107,7 +107,11 @@ class Source {
   FL_CALLED const C* read_row(int64_t begin, int64_t count) {
     int64_t index = begin / operand_.inner % operand_.size;
     if (operand_.inner == 1) {
-      if (index + 2 * kLanes <= operand_.size) prefetch(index + kLanes);
+      // the next row: by then the hardware's own prefetching has stopped
+      const int64_t element = size_of(operand_.dtype), next = index + kLanes;
+      if (next + kLanes <= operand_.size) {
+        prefetch(static_cast<const char*>(operand_.data) + next * element, kLanes * element);
+      }
       for (int64_t done = 0, n; done < count; done += n, index = 0) {
         n = operand_.size - index < count - done ? operand_.size - index : count - done;
         read(operand_, index, n, buffer_ + done);
@@ -122,13 +126,6 @@ class Source {
       while (done < end) buffer_[done++] = value;
     }
     return buffer_;
-  }
-
-  // Asks for the row that begins with the operand's element `index`: by then the hardware's own prefetching has stopped.
-  FL_METHOD void prefetch(int64_t index) const {
-    const int64_t bytes = size_of(operand_.dtype);
-    const char* const data = static_cast<const char*>(operand_.data) + index * bytes;
-    for (int64_t k = 0; k < kLanes * bytes; k += 64) __builtin_prefetch(data + k, 0, 2);
   }
 
   // Row by row, as all else here: there is no more of the classes' matrix than this.
@@ -195,17 +192,20 @@ FL_CALLED void stream(const T* values, int64_t count, T* out) {
 }
 
 // From how many bytes on a result goes past the caches: with the two arrays that it is made from, more than most of them hold.
-constexpr int64_t kStreamed = int64_t(16) << 20;
+#ifndef FL_STREAMED
+#define FL_STREAMED (16 << 20)
+#endif
 
 // A problem's elementwise result as rows of Z.
 template <class Z>
 class Sink {
  public:
-  Sink(const Problem& problem, bool may_stream) : out_(problem.out), dtype_(problem.out_dtype) {
+  explicit Sink(const Problem& problem) : out_(problem.out), dtype_(problem.out_dtype) {
+    // with 16-bit types memory is not what limits; a tile of a layer, which takes the logits' place, is read again
+    const bool may_stream = kCanStream && !is_16bit<Z> && out_ != problem.logits.data && uintptr_t(out_) % kBytes == 0;
     if (dtype_ != kDType<Z>) {
       kind_ = Kind::kConverted;
-    } else if (kCanStream && may_stream && problem.numel * int64_t(sizeof(Z)) >= kStreamed &&
-               uintptr_t(out_) % kBytes == 0) {
+    } else if (may_stream && problem.numel * int64_t(sizeof(Z)) >= FL_STREAMED) {
       kind_ = Kind::kStreamed;
     }
   }

@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, (shape<kOutput, L, kTerms, T>().bloc
       });
     };
     if constexpr (kOutput != Output::kCount) load(typename T::Logits{}, problem.logits, of.z);
-    if (kOutput == Output::kCount && !leaves_out(problem.options)) {
+    if (kOutput == Output::kCount && problem.target.data == nullptr) {
 #pragma unroll
       for (int k = 0; k < N; ++k) of.y[k] = 0;
     } else if constexpr (kTyped) {

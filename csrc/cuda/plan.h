@@ -83,7 +83,7 @@ inline bool has_typed_kernel(const Problem& problem, Output output) {
     return found(operand) && (is_constant(operand) || type);
   };
   if (output == Output::kCount) {
-    return found(problem.mask) && !problem.compute_double && (!leaves_out(problem.options) || full(problem.target));
+    return found(problem.mask) && !problem.compute_double && (problem.target.data == nullptr || full(problem.target));
   }
   const bool half = size_of(logits) == 2;
   const bool types =

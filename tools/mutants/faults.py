@@ -235,7 +235,6 @@ CPP = [
         ("void run_chunks(", "(kGrouped && chunk_end - chunk_begin == 1)", "false"),
         ("void run_chunks(", "!(partials[chunk] - partials[chunk] == 0)", "false"),
         ("FL_FN void run_row(", "if (sum == sum) return;", "return;"),
-        ("void run_chunks(", "!kCounts || leaves_out(problem.options)", "!kCounts"),
     ),
     *cpp(
         "cpu/source.h", "loss classes memory",
@@ -244,6 +243,10 @@ CPP = [
         ("FL_CALLED const C* read_row(", "begin / operand_.inner % operand_.size",
          "begin / operand_.inner % operand_.size * 0"),
         ("FL_CALLED void stream(", "(count - i) * sizeof(T)", "0"),
+    ),
+    *cpp(
+        "tensors.cpp", "loss",
+        ("TensorProblem::TensorProblem(const char* op, const Tensor& target", "leaves_out(options)", "false"),
     ),
     *cpp(
         "cpu/sums.h", "sums exact",
