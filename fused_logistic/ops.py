@@ -130,3 +130,5 @@ def past_autograd(op: Callable[..., Any], *args: Any) -> Any:
                 torch.cuda.current_stream().query()  # raises where something that went wrong before is the reason
             raise torch.OutOfMemoryError(str(error)) from None  # as torch's own; csrc has no such exception to throw
         raise
+    except MemoryError:  # std::bad_alloc, of what a kernel adds up in
+        raise torch.OutOfMemoryError(f"{op}: out of memory") from None
