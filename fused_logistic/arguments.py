@@ -30,8 +30,7 @@ def option(op: str, name: str, value: Any) -> float | Tensor:
         if value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{op}: expected {name} to be a real number or tensor, got {value.dtype}")
         return float(value) if _is_known(value) else value
-    if not isinstance(value, _NUMBERS):
-        raise TypeError(f"{op}: expected {name} to be a number or a torch.Tensor, got {type(value).__name__}")
+    check_number(op, name, value, " or a torch.Tensor")
     if torch.compiler.is_compiling() and not _is_constant(value):
         if name != "alpha" or value != -1:
             Options()._replace(**{name: value}).check_ranges(op)  # which is not known of the tensor
@@ -46,9 +45,14 @@ def number(op: str, name: str, value: Any) -> float:
     Raises:
         TypeError: it is something else.
     """
-    if not isinstance(value, _NUMBERS):
-        raise TypeError(f"{op}: expected {name} to be a number, got {type(value).__name__}")
+    check_number(op, name, value)
     return float(value)
+
+
+def check_number(op: str, name: str, value: Any, or_else: str = "", *, refused: Any = ()) -> None:
+    """Raises TypeError if it is no number, or of the ``refused`` types, such as bool."""
+    if not isinstance(value, _NUMBERS) or isinstance(value, refused):
+        raise TypeError(f"{op}: expected {name} to be a number{or_else}, got {type(value).__name__}")
 
 
 def integer(op: str, name: str, value: Any) -> int | None:

@@ -31,11 +31,15 @@ def layout_name(layout: torch.layout) -> str:
     return "".join(word.capitalize() for word in words)
 
 
+_MAY_BE_NUMBERS = ("weight", "pos_weight")  # which are tensors by now
+
+
 def tensors(op: str, required: dict[str, object], **optional: object) -> None:
     """Every value is a tensor or, where it is optional, None."""
     for name, value in (*required.items(), *optional.items()):
         if not isinstance(value, Tensor) and (name in required or value is not None):
-            raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {type(value).__name__}")
+            kind = "a number or a torch.Tensor" if name in _MAY_BE_NUMBERS else "a torch.Tensor"
+            raise TypeError(f"{op}: expected {name} to be {kind}, got {type(value).__name__}")
 
 
 def strided(op: str, name: str, tensor: Tensor, error: type[Exception], hint: str = "") -> None:
@@ -68,9 +72,9 @@ def _equal(mine: Any, wanted: Any, message: Callable[[], str]) -> None:
         raise ValueError(message())
 
 
-def same_shape(op: str, name: str, tensor: Tensor, shape: Sequence[Any]) -> None:
+def same_shape(op: str, name: str, tensor: Tensor, shape: Sequence[Any], hint: str = "") -> None:
     def message() -> str:
-        return f"{op}: expected {name} of shape {list(shape)}, got {list(tensor.shape)}"
+        return f"{op}: expected {name} of shape {list(shape)}, got {list(tensor.shape)}{hint}"
 
     _equal(tensor.dim(), len(shape), message)
     for mine, wanted in zip(tensor.shape, shape, strict=True):
@@ -86,18 +90,19 @@ def _broadcasts(op: str, name: str, tensor: Tensor, shape: Sequence[Any]) -> Non
         )
 
 
+def _one_of(dtypes: Sequence[torch.dtype]) -> str:
+    *first, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return f"of dtype {', '.join(first)} or {last}"
+
+
 def _readable(op: str, name: str, tensor: Tensor) -> None:
     if tensor.dtype not in _READABLE:
-        raise NotImplementedError(
-            f"{op}: expected {name} of a floating point, integer or bool dtype, got {dtype_name(tensor.dtype)}"
-        )
+        raise NotImplementedError(f"{op}: expected {name} {_one_of(_READABLE)}, got {dtype_name(tensor.dtype)}")
 
 
 def floating(op: str, name: str, tensor: Tensor) -> None:
     if tensor.dtype not in FLOATS:
-        raise NotImplementedError(
-            f"{op}: expected {name} of dtype float64, float32, float16 or bfloat16, got {dtype_name(tensor.dtype)}"
-        )
+        raise NotImplementedError(f"{op}: expected {name} {_one_of(FLOATS)}, got {dtype_name(tensor.dtype)}")
 
 
 def _bool(op: str, mask: Tensor | None) -> None:
@@ -146,26 +151,30 @@ def loss(
     count: Tensor | None,
     reduction: int,
     *options: Any,
+    names: tuple[str, str] = ("logits", "target"),
 ) -> None:
     """What every op of the losses asks: see :func:`fused_logistic.binary_cross_entropy_with_logits`.
+
+    The first two arguments are called ``names`` in messages.
 
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as the public functions say.
     """
     given = Options(*options)
     op = given.loss
-    floating(op, "logits", logits)
-    strided(op, "logits", logits, NotImplementedError)
-    strided(op, "target", target, NotImplementedError, f"; {LAYER} takes sparse targets")
+    of_logits, of_target = names
+    floating(op, of_logits, logits)
+    strided(op, of_logits, logits, NotImplementedError)
+    strided(op, of_target, target, NotImplementedError, f"; {LAYER} takes sparse targets")
     if targets.are_classes(logits.shape, target):
         dim = targets.class_dim(logits.shape)
-        same_shape(op, "target of class indices", target, [*logits.shape[:dim], *logits.shape[dim + 1 :]])
+        same_shape(op, f"{of_target} of class indices", target, [*logits.shape[:dim], *logits.shape[dim + 1 :]])
     else:
-        same_shape(op, "target", target, logits.shape)
-    same_device(op, "target", target, logits)
-    _readable(op, "target", target)
-    allocated(op, "logits", logits)
-    allocated(op, "target", target)
+        same_shape(op, of_target, target, logits.shape)
+    same_device(op, of_target, target, logits)
+    _readable(op, of_target, target)
+    allocated(op, of_logits, logits)
+    allocated(op, of_target, target)
     for name, tensor in (("weight", weight), ("pos_weight", pos_weight), ("mask", mask)):
         if tensor is None:
             continue
@@ -240,7 +249,8 @@ def layer(
             raise ValueError(f"{op}: expected linear_bias of shape {wanted}, got {list(linear_bias.shape)}")
     logits = [*input.shape[:-1], *labels]
     if crow_indices is None:
-        same_shape(op, "target", target, logits)
+        is_classes = len(logits) > 1 and targets.are_classes(logits, target)
+        same_shape(op, "target", target, logits, "; class indices are for losses of logits" if is_classes else "")
     else:
         _sparse(op, input, linear_weight, target, crow_indices, col_indices, logits)
     _readable(op, "target", target)

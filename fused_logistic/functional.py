@@ -35,7 +35,7 @@ def _refuse(op: str, names: tuple[str, str], tensors: tuple[Any, ...], options: 
     checks.tensors(op, required, weight=weight, pos_weight=pos_weight, mask=mask)
     if nested.is_jagged(input):
         return  # it was their values that were refused, with a name
-    checks.loss(*tensors, None, ops.SUM, *options)
+    checks.loss(*tensors, None, ops.SUM, *options, names=names)
 
 
 def _loss(
@@ -104,7 +104,8 @@ def binary_cross_entropy_with_logits(
             integer dtype, read as it is. Or class indices, one against all: of an integer dtype and of the shape of
             ``input`` without dimension 1, that of the classes (``[]`` for an ``input`` of one dimension), as torch's
             ``cross_entropy`` takes them. :math:`y` is 1 for the class that the index names, else 0; an index that names
-            none, below 0 or from the number of classes on (as detectors number the background), has no positive.
+            none, below 0 or from the number of classes on (as detectors number the background), has no positive; also
+            -100, which ``cross_entropy`` leaves out by itself and this only with ``ignore_index=-100``.
             There are two classes at least: of one, 0 would be the positive, and whoever forgot a dimension would not
             notice. The matrix of these :math:`y` is never in memory.
         weight: :math:`w`, of a shape that broadcasts to that of ``input``; or a number.

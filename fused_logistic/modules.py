@@ -3,12 +3,12 @@
 # Annotations are evaluated here: torch.jit.script reads those of every module that a model owns.
 
 import math
-import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .arguments import check_number
 from .functional import binary_cross_entropy_with_logits
 from .functional_focal import asymmetric_loss_with_logits
 from .functional_linear import linear_binary_cross_entropy
@@ -41,14 +41,8 @@ def _set(module: torch.nn.Module, name: str, value: Tensor | float | None, persi
         module.register_buffer(name, value, persistent=persistent)
     else:
         module._buffers.pop(name, None)
-        setattr(module, name, float(_number(module, name, value, " or a torch.Tensor")))
-
-
-def _number(module: torch.nn.Module, name: str, value: object, or_else: str = "") -> Any:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        kind = type(module).__name__
-        raise TypeError(f"{kind}: expected {name} to be a number{or_else}, got {type(value).__name__}")
-    return value
+        check_number(type(module).__name__, name, value, " or a torch.Tensor", refused=bool)
+        setattr(module, name, float(value))
 
 
 def _logit(probability: float) -> float:
@@ -314,7 +308,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
             ValueError: It is not between 0 and 1.
         """
         if not torch.jit.is_scripting():  # which knows the type
-            _number(self, "threshold", threshold)
+            check_number("LinearBCEWithLogitsLoss", "threshold", threshold, refused=bool)
         if not 0.0 <= threshold <= 1.0:
             raise ValueError(f"LinearBCEWithLogitsLoss: expected threshold between 0 and 1, got {threshold}")
         logits = self.logits(input)
