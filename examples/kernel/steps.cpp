@@ -21,7 +21,7 @@ using std::size_t;
 
 // ---- 1: as the formulas of a textbook read, an array for each -----------------------------------------------------
 
-constexpr int kExponent = 24;  // of n; an argument of the program makes it smaller, down to 9
+constexpr int kExponent = 24;  // of n; an argument of the program makes it smaller, down to 11
 
 float* temporary() {
   static std::vector<float> memory(size_t(1) << kExponent);
@@ -52,7 +52,7 @@ double one_loop(const float* z, const float* y, float* __restrict grad, size_t n
 
 // ---- 3: exp and log1p as polynomials: nothing is called, nothing branches, so the compiler takes vectors ----------
 
-constexpr size_t kLanes = 16;
+constexpr size_t kLanes = 16, kPiece = 1024;
 
 double no_calls(const float* z, const float* y, float* __restrict grad, size_t n, float factor) {
   double sums[kLanes] = {};  // one a lane: a sum of floats may not be reordered, 16 of them side by side need not be
@@ -72,11 +72,12 @@ double no_calls(const float* z, const float* y, float* __restrict grad, size_t n
 // ---- 4: one logarithm for 32 losses: sum of log(1 + e) = log of the product; q = product - 1 loses no digits -------
 
 double groups(const float* z, const float* y, float* __restrict grad, size_t n, float factor) {
-  constexpr size_t kRows = 32, kGroup = kRows * kLanes;  // e <= 1, so that q < 2^32
-  float e[kGroup], linear[kGroup];                       // these stay in the cache
+  // 32 of them: e <= 1, so that q < 2^32. Two vectors side by side: one is at work while the other waits.
+  constexpr size_t kColumns = 2 * kLanes;
+  float e[kPiece], linear[kPiece];  // these stay in the cache
   double sum = 0;
-  for (size_t start = 0; start < n; start += kGroup) {
-    for (size_t i = 0; i < kGroup; ++i) {
+  for (size_t start = 0; start < n; start += kPiece) {
+    for (size_t i = 0; i < kPiece; ++i) {
       const float x = z[start + i], m = std::fabs(x), label = y[start + i];
       const float large = x < 0 ? label : 1 - label;
       e[i] = fl::exp_nonpositive(-m);
@@ -84,14 +85,14 @@ double groups(const float* z, const float* y, float* __restrict grad, size_t n, 
       const float s = e[i] / (1 + e[i]);
       grad[start + i] = (x < 0 ? s - large : large - s) * factor;
     }
-    float q[kLanes] = {}, total[kLanes] = {};
-    for (size_t row = 0; row < kGroup; row += kLanes) {
-      for (size_t j = 0; j < kLanes; ++j) {
-        q[j] = fl::fma(q[j], e[row + j], q[j] + e[row + j]);
-        total[j] += linear[row + j];
+    float q[kColumns] = {}, total[kColumns] = {};
+    for (size_t i = 0; i < kPiece; i += kColumns) {
+      for (size_t j = 0; j < kColumns; ++j) {
+        q[j] = fl::fma(q[j], e[i + j], q[j] + e[i + j]);
+        total[j] += linear[i + j];
       }
     }
-    for (size_t j = 0; j < kLanes; ++j) sum += total[j] + fl::log1p_large(q[j]);
+    for (size_t j = 0; j < kColumns; ++j) sum += total[j] + fl::log1p_large(q[j]);
   }
   return sum;
 }
@@ -100,7 +101,7 @@ double groups(const float* z, const float* y, float* __restrict grad, size_t n, 
 
 template <class Body>
 void on_all_cores(size_t n, Body body) {
-  const size_t cores = std::max(1u, std::thread::hardware_concurrency()), share = n / cores / 512 * 512;
+  const size_t cores = std::max(1u, std::thread::hardware_concurrency()), share = n / cores / kPiece * kPiece;
   std::vector<std::thread> threads;
   for (size_t c = 0; c < cores; ++c)
     threads.emplace_back([=] { body(c, c * share, c + 1 < cores ? share : n - c * share); });
@@ -155,11 +156,11 @@ int main(int argc, char** argv) {
       if (round > 0) step.seconds.push_back(taken.count());  // the first one touches the memory
     }
   }
-  std::vector<float> tail(512, -20.0f), zeros(512), unused(512);
+  std::vector<float> tail(kPiece, -20.0f), zeros(kPiece), unused(kPiece);
   for (Step& step : steps) {
     const double fastest = *std::min_element(step.seconds.begin(), step.seconds.end());
     const double mean = step.run(z.data(), y.data(), grad.data(), n, 1.0f / n) / n;
-    const double loss = step.run(tail.data(), zeros.data(), unused.data(), 512, 1) / 512;
+    const double loss = step.run(tail.data(), zeros.data(), unused.data(), kPiece, 1) / kPiece;
     printf("%-30s %6.2f ns an element", step.name, 1e9 * fastest / n);
     if (mean != 0) printf(", mean %.9f, loss at -20: %.3g", mean, loss);
     printf("\n");
