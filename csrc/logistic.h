@@ -152,15 +152,24 @@ FL_FN V polynomial(V x) {
   return sum;
 }
 
-// 2^n (1 + t + t^2 q(t)). 2^n is made of its bits, the low ones of `shifted`, biased so that it and the product are
-// normal numbers; undoing the bias is the only multiplication that rounds, and it does so only where the result is
-// subnormal.
+// x 2^n, rounded where it is subnormal. 2^n is made of its bits, the low ones of `shifted`, biased so that it and the product
+// are normal numbers; undoing the bias is the only multiplication that rounds. AVX-512 has an instruction that does all this.
+template <class V>
+FL_FN V times_power_of_two(V x, V shifted) {
+  using C = Coefficients<typename Value<V>::Scalar>;
+  if constexpr (requires { Value<V>::scale(x, shifted); }) {
+    return Value<V>::scale(x, shifted - splat<V>(C::exp_shifter));
+  } else {
+    const V power = Value<V>::from_bits(Value<V>::to_bits(shifted) << C::mantissa_bits);  // 2^n / exp_unbias
+    return x * power * splat<V>(C::exp_unbias);
+  }
+}
+// 2^n (1 + t + t^2 q(t))
 template <class V>
 FL_FN V exp_reduced(V shifted, V t) {
   using C = Coefficients<typename Value<V>::Scalar>;
   const V p = fma(fma(polynomial<typename C::Exp>(t), t, splat<V>(1)), t, splat<V>(1));
-  const V power = Value<V>::from_bits(Value<V>::to_bits(shifted) << C::mantissa_bits);  // 2^n / exp_unbias
-  return p * power * splat<V>(C::exp_unbias);
+  return times_power_of_two(p, shifted);
 }
 
 // At most 0.9 (float) and 0.9 (double) ulp for x <= 0, subnormal results included; exp(-inf) = 0.

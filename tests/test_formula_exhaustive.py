@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = Path(__file__).with_name("exhaustive")
-FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-mfma", "-pthread"]
+FLAGS = ["-std=c++20", "-O2", "-ffp-contract=off", "-mfma", "-pthread"]
 # in ulp of the result, subnormal results included
 LIMITS = {"float": {"loss": 2.2, "grad": 2.5}, "double": {"loss": 2.5, "grad": 2.5}}
 

@@ -65,8 +65,10 @@ FL_CALLED DoubleVector fma_vector(DoubleVector x, DoubleVector y, DoubleVector z
 }
 #endif
 
-// x < low ? low : x, and x == 0 ? z : x y + z, each in the fewest instructions.
+// x < low ? low : x, x == 0 ? z : x y + z and, where it is an instruction, x 2^n, each in the fewest instructions.
 #if defined(FL_AVX512)
+FL_FN FloatVector scale_vector(FloatVector x, FloatVector n) { return _mm512_scalef_ps(x, n); }
+FL_FN DoubleVector scale_vector(DoubleVector x, DoubleVector n) { return _mm512_scalef_pd(x, n); }
 FL_FN FloatVector at_least_vector(FloatVector x, FloatVector low) { return _mm512_max_ps(low, x); }
 FL_FN DoubleVector at_least_vector(DoubleVector x, DoubleVector low) { return _mm512_max_pd(low, x); }
 FL_FN FloatVector add_term_vector(FloatVector x, FloatVector y, FloatVector z) {
@@ -111,6 +113,9 @@ struct VectorValue {
     return all != 0;
   }
   FL_FN V add_term(V x, V y, V z) { return add_term_vector(x, y, z); }
+#if defined(FL_AVX512)
+  FL_FN V scale(V x, V n) { return scale_vector(x, n); }
+#endif
   FL_FN V splat(S x) { return x - V{}; }  // exact for every x, -0.0 included; compiles to a broadcast
   FL_FN B to_bits(V x) { return bit_cast<B>(x); }
   FL_FN V from_bits(B x) { return bit_cast<V>(x); }
@@ -172,6 +177,11 @@ struct Value<Pair<V>> {
   FL_FN Pair<V> add_term(Pair<V> x, Pair<V> y, Pair<V> z) {
     return {Value<V>::add_term(x.first, y.first, z.first), Value<V>::add_term(x.second, y.second, z.second)};
   }
+  FL_FN Pair<V> scale(Pair<V> x, Pair<V> n)
+    requires requires { Value<V>::scale(x.first, n.first); }
+  {
+    return {Value<V>::scale(x.first, n.first), Value<V>::scale(x.second, n.second)};
+  }
   template <class Mask>
   FL_FN bool any(Pair<Mask> mask) {
     return Value<V>::any(mask.first | mask.second);
@@ -182,112 +192,6 @@ struct Value<Pair<V>> {
 };
 
 namespace {
-
-// ---- Loads and stores, with conversion to and from the type of the arithmetic --------------------------------------
-
-template <class V, class T>
-FL_FN V load_unaligned(const T* data) {
-  V v;
-  memcpy(&v, data, sizeof(v));
-  return v;
-}
-
-// 16-bit lanes to 32-bit lanes and back (the values fit); compilers make poor code of the general conversion.
-#if defined(FL_AVX512)
-FL_FN UInt32Vector widen(UInt16Vector x) { return UInt32Vector(_mm512_cvtepu16_epi32(bit_cast<__m256i>(x))); }
-FL_FN UInt16Vector narrow(UInt32Vector x) { return UInt16Vector(_mm512_cvtepi32_epi16(bit_cast<__m512i>(x))); }
-#elif defined(FL_AVX2)
-FL_FN UInt32Vector widen(UInt16Vector x) { return UInt32Vector(_mm256_cvtepu16_epi32(bit_cast<__m128i>(x))); }
-FL_FN UInt16Vector narrow(UInt32Vector x) {
-  const __m256i v = bit_cast<__m256i>(x);
-  return UInt16Vector(_mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
-}
-#else
-FL_FN UInt32Vector widen(UInt16Vector x) { return __builtin_convertvector(x, UInt32Vector); }
-FL_FN UInt16Vector narrow(UInt32Vector x) { return __builtin_convertvector(x, UInt16Vector); }
-#endif
-
-// fp16 bits in 32-bit lanes <-> fp32: integer operations and one exact (or, to fp16, one rounding) floating operation.
-FL_FN FloatVector half_to_float(UInt32Vector half) {
-  const UInt32Vector magnitude = half & 0x7fffu;
-  const FloatVector scaled = bit_cast<FloatVector>(magnitude << 13) * 0x1p112f;
-  const UInt32Vector special = bit_cast<UInt32Vector>(magnitude >= 0x7c00u) & 0x7f800000u;  // inf and NaN
-  return bit_cast<FloatVector>(bit_cast<UInt32Vector>(scaled) | special | ((half & 0x8000u) << 16));
-}
-FL_FN UInt32Vector float_to_half(FloatVector x) {
-  const UInt32Vector bits = bit_cast<UInt32Vector>(x), magnitude = bits & 0x7fffffffu;
-  const UInt32Vector normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Below the smallest normal fp16, adding 1/2 rounds at the place of fp16's last subnormal bit.
-  const UInt32Vector subnormal = bit_cast<UInt32Vector>(bit_cast<FloatVector>(magnitude) + 0.5f) - 0x3f000000u;
-  const UInt32Vector infinity = magnitude - magnitude + 0x7c00u, nan = magnitude - magnitude + 0x7e00u;
-  UInt32Vector half = magnitude < 0x38800000u ? subnormal : normal;
-  half = magnitude >= 0x47800000u ? infinity : half;
-  half = magnitude > 0x7f800000u ? nan : half;
-  return half | ((bits >> 16) & 0x8000u);
-}
-
-FL_FN FloatVector load(const float* data) { return load_unaligned<FloatVector>(data); }
-FL_FN DoubleVector load(const double* data) { return load_unaligned<DoubleVector>(data); }
-FL_FN FloatVector load(const BFloat16* data) {
-  return bit_cast<FloatVector>(widen(load_unaligned<UInt16Vector>(data)) << 16);
-}
-FL_FN FloatVector load(const Half* data) {
-#if defined(FL_AVX512)
-  return _mm512_cvtph_ps(load_unaligned<__m256i>(data));
-#elif defined(FL_AVX2)
-  return _mm256_cvtph_ps(load_unaligned<__m128i>(data));
-#else
-  return half_to_float(widen(load_unaligned<UInt16Vector>(data)));
-#endif
-}
-
-FL_FN void store(float* data, FloatVector x) { memcpy(data, &x, sizeof(x)); }
-FL_FN void store(double* data, DoubleVector x) { memcpy(data, &x, sizeof(x)); }
-FL_FN void store(BFloat16* data, FloatVector x) {
-  const UInt32Vector bits = bit_cast<UInt32Vector>(x);
-  const UInt32Vector rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const UInt32Vector nan = bits - bits + 0x7fc0u;
-  const UInt16Vector result = narrow(x == x ? rounded : nan);
-  memcpy(data, &result, sizeof(result));
-}
-FL_FN void store(Half* data, FloatVector x) {
-#if defined(FL_AVX512)
-  const __m256i result = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#elif defined(FL_AVX2)
-  const __m128i result = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-  const UInt16Vector result = narrow(float_to_half(x));
-#endif
-  memcpy(data, &result, sizeof(result));
-}
-
-// Asks for the lines of so many bytes: to be read, into the second-level cache, since the first can wait for fewer lines than
-// memory's latency asks for; or to be written. Always inlined: GCC leaves out the call of a function that does nothing else.
-template <bool kToWrite = false>
-FL_FN void prefetch(const void* data, int64_t bytes) {
-  for (int64_t k = 0; k < bytes; k += 64)
-    __builtin_prefetch(static_cast<const char*>(data) + k, kToWrite, kToWrite ? 3 : 2);
-}
-
-// Past the caches: what is written this way is not read into them first. out has a vector's alignment; the calling thread's
-// end_stream() comes before another thread reads it.
-#if defined(FL_AVX512) || defined(FL_AVX2)
-constexpr bool kCanStream = true;
-#if defined(FL_AVX512)
-FL_FN void stream_vector(void* out, UInt32Vector x) {
-  _mm512_stream_si512(static_cast<__m512i*>(out), bit_cast<__m512i>(x));
-}
-#else
-FL_FN void stream_vector(void* out, UInt32Vector x) {
-  _mm256_stream_si256(static_cast<__m256i*>(out), bit_cast<__m256i>(x));
-}
-#endif
-FL_FN void end_stream() { _mm_sfence(); }
-#else
-constexpr bool kCanStream = false;
-FL_FN void stream_vector(void* out, UInt32Vector x) { memcpy(out, &x, sizeof(x)); }
-FL_FN void end_stream() {}
-#endif
 
 // Every second value of a and then of b, from the first (0) or from the second (1) on; compilers pick them one by one.
 #if defined(FL_AVX512)
@@ -344,25 +248,5 @@ struct Simd<double> {
 template <class V>
 constexpr int64_t width = sizeof(V) / sizeof(typename Value<V>::Scalar);
 
-template <class V, class T>
-FL_FN void load_into(V& value, const T* data) {
-  value = load(data);
-}
-template <class V, class T>
-FL_FN void load_into(Pair<V>& value, const T* data) {
-  load_into(value.first, data);
-  load_into(value.second, data + width<V>);
-}
-template <class V, class T>
-FL_FN V load_as(const T* data) {
-  V value;
-  load_into(value, data);
-  return value;
-}
-template <class V, class T>
-FL_FN void store(T* data, Pair<V> x) {
-  store(data, x.first);
-  store(data + width<V>, x.second);
-}
 }  // namespace
 }  // namespace fused_logistic

@@ -2,7 +2,7 @@
 // buffer that stays in the first-level cache, so that nothing is ever expanded or converted in memory (Source). And how it
 // writes a result of another type, or a large one (Sink).
 #pragma once
-#include "simd.h"
+#include "storage.h"
 
 namespace fused_logistic {
 namespace {

@@ -1,6 +1,6 @@
 // How a chunk's lanes are added up, in the order that problem.h fixes.
 #pragma once
-#include "simd.h"
+#include "storage.h"
 
 namespace fused_logistic {
 namespace {
