@@ -98,7 +98,7 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
             grads[0], ctx.grad_logits = ctx.grad_logits, None
         if grads[0] is not None:
             value, made = made_for.known(grad_output), ctx.made_for
-            is_finished = value is not None and value != 0 and value == made.value
+            is_finished = value is not None and value == made.value  # which is not 0: that has two signs
             if is_finished and True not in needed[1:4]:
                 return tuple(grads)  # the operands stay packed: whether they have changed since does not matter
         operands = ctx.saved_tensors
@@ -111,8 +111,8 @@ class BinaryCrossEntropyWithLogits(torch.autograd.Function):
         if True in needed[1:4]:
             for wrt in (ops.TARGET, ops.WEIGHT, ops.POS_WEIGHT):
                 if needed[wrt]:
-                    grad = ops.bce_backward(grad_output, *operands, ctx.reduction, wrt, *ctx.options)
-                    grads[wrt] = grad if wrt == ops.TARGET else grad.sum_to_size(operands[wrt].shape)
+                    # what an operand was expanded by is summed up by the engine
+                    grads[wrt] = ops.bce_backward(grad_output, *operands, ctx.reduction, wrt, *ctx.options)
         return tuple(grads)
 
 

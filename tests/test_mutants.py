@@ -18,7 +18,12 @@ def test_enough_of_them():
 def test_has_its_place(fault):
     """And changes something, for tests that are there."""
     text = (ROOT / fault.file).read_text()
-    assert text[fault.place(text) :].startswith(fault.before) and fault.after != fault.before
+    place = fault.place(text)
+    assert text[place:].startswith(fault.before) and fault.after != fault.before
+    if fault.file.endswith(".py"):
+        compile(text[:place] + fault.after + text[place + len(fault.before) :], fault.file, "exec")
+    else:
+        assert ";" not in fault.before + fault.after  # an expression
     assert all((ROOT / "tests" / f"test_{name}.py").is_file() for name in fault.tests.split())
 
 

@@ -10,7 +10,7 @@ from conftest import grad_arguments, loss_arguments, same_bits, tile_arguments
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fused_logistic as fl
-from fused_logistic import ops
+from fused_logistic import composite, ops
 
 Z, Y = torch.randn(4, 3), torch.rand(4, 3)
 INT = torch.ones(4, 3, dtype=torch.int64)
@@ -19,6 +19,20 @@ NOTHING = torch.empty(0)
 REST = (None,) * 4
 GRAD = (*REST, ops.SUM)  # after the target of bce_backward_
 SINGLE = (torch.randn(4, 2), torch.randn(2), None, Y[:, 0], None, None, None)
+
+
+@pytest.mark.parametrize("loss", [{}, {"gamma": 2.0, "alpha": 0.3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2, "ignore_index": 1}], ids=str)
+@pytest.mark.parametrize("wrt", range(4))
+@pytest.mark.parametrize("reduction", [ops.NONE, ops.MEAN, ops.SUM])
+def test_the_composition_has_the_kernels_derivatives(reduction, wrt, options, loss):
+    """What runs on devices without kernels; nothing cancels in these, so an ulp of each of some dozen operations."""
+    given = Z.double(), Y.double().round(), Y[0].double() + 0.5, Y[1].double() + 0.5
+    grad_output = torch.rand(Z.shape if reduction == ops.NONE else (), dtype=torch.double)
+    arguments = grad_output, *grad_arguments(*given, reduction=reduction, wrt=wrt, **options, **loss)
+    expected = ops.bce_backward(*arguments)
+    assert (expected != 0).any()
+    torch.testing.assert_close(composite.bce_backward(*arguments), expected, rtol=5e-14, atol=0)
 
 
 @pytest.mark.parametrize(

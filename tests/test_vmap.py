@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.func import grad, jacrev, vmap
 
 import fused_logistic as fl
+from fused_logistic import ops
 from tests.against_torch import (
     REDUCTIONS,
     assert_same,
@@ -17,6 +18,7 @@ from tests.against_torch import (
     rand,
     scalar,
 )
+from tests.conftest import grad_arguments, loss_arguments
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -104,6 +106,25 @@ def test_vmap_rounds_the_reduced_loss_once(reduction, dtype):
     batched = vmap(loss)(logits, target)
     assert batched.dtype == looped.dtype
     torch.testing.assert_close(batched, looped, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("reduction", [ops.NONE, ops.MEAN, ops.SUM])
+@pytest.mark.parametrize("given", [{}, {"label_smoothing": 0.2, "ignore_index": 1}], ids=str)
+def test_the_ops_themselves(given, reduction):
+    """Where no gradient is asked for, the rules of the raw ops are what vmap calls."""
+    logits, target = torch.randn(5, 4, 3, dtype=torch.double), rand(5, 4, 3).round()
+    others = (rand(4, 3), rand(3)), {"reduction": reduction} | given
+    grad_output = rand(4, 3) if reduction == ops.NONE else rand()
+
+    def loss(z, y):
+        return ops.bce(*loss_arguments(z, y, *others[0], **others[1]))
+
+    def backward(wrt):
+        return lambda z, y: ops.bce_backward(grad_output, *grad_arguments(z, y, *others[0], wrt=wrt, **others[1]))
+
+    for op in (loss, *map(backward, range(4))):
+        looped = torch.stack([op(z, y) for z, y in zip(logits, target, strict=True)])
+        torch.testing.assert_close(vmap(op)(logits, target), looped, rtol=1e-14, atol=1e-15)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -44,14 +44,12 @@ def cpp(file: str, tests: str, *faults: tuple[str, str, str]) -> list[Fault]:
 
 PYTHON = [
     *python(
-        "autograd.py", "made_for autograd loss",
+        "autograd.py", "made_for autograd loss transforms",
         ("def made_early", "reduction != ops.NONE and any(wanted)", "any(wanted)"),
         ("def handed_out", "not torch.is_grad_enabled()", "True"),
         ("def handed_out", "not ops.transformed(grad_output)", "True"),
         ("def loss_dtype", "dtype if dtype.is_floating_point else input.dtype", "input.dtype"),
         ("class BinaryCrossEntropyWithLogits", "value == made.value", "True"),
-        ("class BinaryCrossEntropyWithLogits", "value != 0", "True"),
-        ("class BinaryCrossEntropyWithLogits", "grad.sum_to_size(operands[wrt].shape)", "grad"),
         ("class BinaryCrossEntropyWithLogits", "grads[0], ctx.grad_logits = ctx.grad_logits, None",
          "grads[0] = ctx.grad_logits"),
     ),
@@ -72,7 +70,7 @@ PYTHON = [
         ("def remember", "last.age + 1 < _RENEWED", "True"),
     ),
     *python(
-        "composite.py", "transforms left_out functions",
+        "composite.py", "ops transforms left_out functions options compile",
         ("def smoothed(", "s * like(y, 0.5)", "s * like(y, 1)"),
         ("def _weight", "torch.where(b == 0, a.clamp(-most, most), a)", "a"),
         ("class _Terms:", "torch.where(self.kept, z, 0)", "z"),
@@ -109,12 +107,12 @@ PYTHON = [
         ("def divided", "torch.float64 else torch.float32", "torch.float64 else dtype"),
     ),
     *python(
-        "batching.py", "vmap classes_transforms linear_transforms",
+        "batching.py", "vmap classes_transforms linear_transforms options",
         ("def _to_front", "tensor.movedim(dim, 0)", "tensor"),
         ("def _bce(", "losses.mean(1) if count is None", "losses.mean() if count is None"),
         ("def _bce_backward(", "logits[0].numel() if count is None", "logits.numel() if count is None"),
         ("def _count(", "_samples(kept).sum(1)", "_samples(kept).sum()"),
-        ("def backward(self, grad: Tensor, output_mask", "rows.sum(1)", "rows.sum(1) * 0"),
+        ("def backward(self, grad: Tensor, output_mask", "rows.sum(1)", "(rows.sum(1) * 0)"),
     ),
     *python(
         "layer.py", "linear_sparse linear linear_mask family_layers",
@@ -234,7 +232,7 @@ CPP = [
         ("void run_chunks(", "row.scale * grad_output.row(0, 1)[0]", "row.scale"),
         ("void run_chunks(", "(kGrouped && chunk_end - chunk_begin == 1)", "false"),
         ("void run_chunks(", "!(partials[chunk] - partials[chunk] == 0)", "false"),
-        ("FL_FN void run_row(", "if (sum == sum) return;", "return;"),
+        ("FL_FN void run_row(", "sum == sum", "true"),
     ),
     *cpp(
         "cpu/source.h", "loss classes memory",
@@ -258,7 +256,7 @@ CPP = [
     ),
     *cpp(
         "cpu/memory.cpp", "faults memory",
-        ("void* take_block(", "empty_cache();", ""),
+        ("void* take_block(", "empty_cache()", "void()"),
     ),
     *cpp(
         "cpu/launch.cpp", "made_for loss",

@@ -66,7 +66,7 @@ def build(folder: Path, numbered: list[tuple[int, Fault]]) -> None:
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(done.stdout[-4000:] + done.stderr[-4000:])
+        sys.exit(done.stdout + done.stderr)  # the compiler's messages are at its beginning
 
 
 def noticed(folder: Path, tests: str, number: int | None = None) -> str | None:
