@@ -151,6 +151,15 @@ def test_same_sums_on_every_isa_and_thread_count(dtype, isa):
         torch.set_num_threads(before)
 
 
+def test_the_weighted_gradient_is_rounded_once(isa):
+    """3 sigma(z) - 3 y nearly cancels: a product that was rounded before it would show."""
+    z = -torch.linspace(1, 8, 10_000)
+    sigma = elements(z, torch.zeros_like(z))[1]
+    y = (sigma * 2**18).round() / 2**18  # 3 y and 3 (1 - y) are exact
+    gradient = elements(z, y, weight=torch.full_like(z, 3))[1]
+    assert gradient.equal((3 * sigma.double() - 3 * y.double()).float())
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 def test_every_alignment(dtype, isa):
     logits, target = _sample(400, dtype)

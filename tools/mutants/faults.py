@@ -70,7 +70,7 @@ PYTHON = [
         ("def remember", "last.age + 1 < _RENEWED", "True"),
     ),
     *python(
-        "composite.py", "ops transforms left_out functions options compile",
+        "composite.py", "ops transforms left_out functions options",
         ("def smoothed(", "s * like(y, 0.5)", "s * like(y, 1)"),
         ("def _weight", "torch.where(b == 0, a.clamp(-most, most), a)", "a"),
         ("class _Terms:", "torch.where(self.kept, z, 0)", "z"),
@@ -179,7 +179,7 @@ CPP = [
          "dominant - weights.sum * sigma_minus(logit.e)"),
     ),
     *cpp(
-        "logistic.h", "loss functions infinite_weights",
+        "logistic.h", "loss functions infinite_weights options",
         ("FL_FN TermWeights<V> term_weights(V y, V p, V w", "w * whole", "w"),
         ("FL_FN V grad_target(", "splat<V>(-1)", "splat<V>(1)"),
         ("FL_FN V grad_pos_weight(", "softplus(logit, /*minus=*/true)", "softplus(logit, /*minus=*/false)"),
