@@ -151,6 +151,17 @@ def test_same_sums_on_every_isa_and_thread_count(dtype, isa):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("columns", [2, 3, 7, 48, 100, 511, 1000, 1023, 1025, 2049])
+def test_a_weight_per_column(columns):
+    """Wherever a row of the kernel, of 1,024 elements, begins among the columns."""
+    z, y = torch.randn(6000 // columns, columns), torch.rand(6000 // columns, columns)
+    weight, pos_weight = torch.rand(columns), torch.rand(columns)
+    whole = (t.expand_as(z).contiguous() for t in (weight, pos_weight))
+    results = (elements(z, y, weight=w, pos_weight=p) for w, p in ((weight, pos_weight), whole))
+    for ours, expected in zip(*results, strict=True):
+        assert same_bits(ours, expected)
+
+
 def test_the_weighted_gradient_is_rounded_once(isa):
     """3 sigma(z) - 3 y nearly cancels: a product that was rounded before it would show."""
     z = -torch.linspace(1, 8, 10_000)

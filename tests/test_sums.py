@@ -104,3 +104,15 @@ def test_what_is_left_out_changes_no_bit(dtype, isa):
     assert sums(there[0], ignored, ignore_index=-100) == sums(*nothing)
     smoothed = (target * 0.5 + 0.25, target) if dtype == torch.float64 else (target.round() / 2 + 0.25, target.round())
     assert sums(logits, smoothed[0]) == pytest.approx(sums(logits, smoothed[1], label_smoothing=0.5), rel=1e-15)
+
+
+def test_the_order_of_the_chunks_sums():
+    """Neighbours first, as csrc/problem.h says: of 37 chunks, in each of which all but one loss is 0."""
+    z = torch.full((37, 8192), -800.0, dtype=torch.double)  # exp(-800) is 0
+    z[:, 5] = 3 * torch.randn(37, dtype=torch.double)
+    given = z.flatten(), torch.zeros(z.numel(), dtype=torch.bool), torch.ones(())  # with weights all is added in fp64
+    lanes = torch.zeros(64, dtype=torch.double)
+    lanes[:37] = ops.bce(*loss_arguments(*given, reduction=ops.NONE, dtype=torch.double)).view(37, -1)[:, 5]
+    while len(lanes) > 1:
+        lanes = lanes[::2] + lanes[1::2]
+    assert same_bits(ops.bce(*loss_arguments(*given, reduction=ops.SUM, dtype=torch.double)), lanes[0])

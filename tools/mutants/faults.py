@@ -227,7 +227,7 @@ CPP = [
         ("FL_FN Power<V> whole_power(", "splat<V>(3) * square", "square"),
     ),
     *cpp(
-        "cpu/chunk_kernel.h", "sums infinite_weights loss family",
+        "cpu/chunk_kernel.h", "sums infinite_weights loss family family_exact",
         ("FL_FN bool has_hard_targets(", "!any", "true"),
         ("void run_chunks(", "row.scale * grad_output.row(0, 1)[0]", "row.scale"),
         ("void run_chunks(", "(kGrouped && chunk_end - chunk_begin == 1)", "false"),
@@ -235,7 +235,7 @@ CPP = [
         ("FL_FN void run_row(", "sum == sum", "true"),
     ),
     *cpp(
-        "cpu/source.h", "loss classes memory",
+        "cpu/source.h", "loss classes memory exact",
         ("case Kind::kTiled:\n        return", "begin % operand_.size", "int64_t(0)"),
         ("if (inner == 1) {", "is_ignored(index)", "false"),
         ("FL_CALLED const C* read_row(", "begin / operand_.inner % operand_.size",
@@ -243,7 +243,7 @@ CPP = [
         ("FL_CALLED void stream(", "(count - i) * sizeof(T)", "0"),
     ),
     *cpp(
-        "tensors.cpp", "loss",
+        "tensors.cpp", "loss options",
         ("TensorProblem::TensorProblem(const char* op, const Tensor& target", "leaves_out(options)", "false"),
     ),
     *cpp(
