@@ -104,6 +104,15 @@ def test_half_gradients_do_not_underflow():
         assert error.max() < 2**-11 and (a == 0).sum() == 0
 
 
+def test_a_sum_that_overflows_in_fp32(isa):
+    """32 similarities of 1.4e37 that are added up in fp32, as a group: their mean over 128 images is finite."""
+    image, text = torch.zeros(128, 1), torch.zeros(128, 1)
+    image[0:64:8], text[:4] = 1.4e37, 1.0
+    leaves = image, text, torch.tensor(1.0), None
+    expected = fl.sigmoid_contrastive_loss(*in_double(leaves))
+    torch.testing.assert_close(fl.sigmoid_contrastive_loss(*leaves), expected.float(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("scale", [1e4, 1e30, 3e38], ids=str)
 def test_huge_scales(scale, isa):
     """The loss and the gradients are finite where they truly are, though logits and sums in fp32 are not."""
