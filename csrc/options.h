@@ -1,5 +1,5 @@
-// What the user asks for beside the tensors: on its way from the ops' schemas to the kernels it travels as one value, and is
-// named here alone, but for losses.h, which computes with it. No torch: the kernels include this, and read Options.
+// What the user asks for beside the tensors: on its way from the ops' schemas to the kernels it travels as one value. What only
+// passes it on names nothing of it. No torch: the kernels include this, and read Options.
 #pragma once
 #include <stdint.h>
 

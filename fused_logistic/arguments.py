@@ -60,13 +60,17 @@ def integer(op: str, name: str, value: Any) -> int | None:
 
     Raises:
         TypeError: it is neither.
+        ValueError: it has more than 64 bits.
     """
-    if value is None or type(value) is int:
+    if value is None:
         return value
     try:
-        return operator.index(value)
+        index = operator.index(value)
     except TypeError:
         raise TypeError(f"{op}: expected {name} to be an int, got {value!r}") from None
+    if not -(1 << 63) <= index < 1 << 63:
+        raise ValueError(f"{op}: expected {name} to be an int of 64 bits, got {value!r}")
+    return index
 
 
 def flag(op: str, name: str, value: Any) -> bool:

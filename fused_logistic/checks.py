@@ -81,7 +81,7 @@ def same_shape(op: str, name: str, tensor: Tensor, shape: Sequence[Any], hint: s
         _equal(mine, wanted, message)
 
 
-def _broadcasts(op: str, name: str, tensor: Tensor, shape: Sequence[Any]) -> None:
+def broadcasts(op: str, name: str, tensor: Tensor, shape: Sequence[Any]) -> None:
     missing = len(shape) - tensor.dim()
     pairs = zip(tensor.shape, shape[max(missing, 0) :], strict=False)
     if missing < 0 or any(mine != 1 and mine != wanted for mine, wanted in pairs):
@@ -115,6 +115,16 @@ def _reduction(op: str, reduction: int) -> None:
         raise ValueError(f"{op}: expected reduction 0 (none), 1 (mean) or 2 (sum), got {reduction}")
 
 
+def size(op: str, name: str, value: object) -> None:
+    """In bytes; None: what we choose."""
+    if value is None:
+        return
+    if not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: expected {name} to be an int or None, got {value!r}")
+    if value <= 0:
+        raise ValueError(f"{op}: expected {name} > 0, got {value}")
+
+
 def reduced(op: str, reduction: int) -> None:
     """For the ops that give gradients with the loss, which is then a mean or a sum."""
     if reduction not in (1, 2):
@@ -137,7 +147,7 @@ def _options(op: str, options: Options, like: Tensor, logits: Sequence[Any]) -> 
     """Those that are tensors; one without dimensions may be on the CPU, as in torch's own operations."""
     for name, option in zip(options._fields, options, strict=True):
         if isinstance(option, Tensor):
-            _broadcasts(op, name, option, logits)
+            broadcasts(op, name, option, logits)
             if option.dim() > 0 or not option.is_cpu:
                 same_device(op, name, option, like)
 
@@ -170,7 +180,10 @@ def loss(
         dim = targets.class_dim(logits.shape)
         same_shape(op, f"{of_target} of class indices", target, [*logits.shape[:dim], *logits.shape[dim + 1 :]])
     else:
-        same_shape(op, of_target, target, logits.shape)
+        is_number = target.dtype.is_floating_point or target.dtype is torch.bool
+        is_hint = is_number and logits.dim() > 1 and target.dim() == logits.dim() - 1
+        hint = "; class indices are of an integer dtype" if is_hint else ""
+        same_shape(op, of_target, target, logits.shape, hint)
     same_device(op, of_target, target, logits)
     _readable(op, of_target, target)
     allocated(op, of_logits, logits)
@@ -180,7 +193,7 @@ def loss(
             continue
         strided(op, name, tensor, NotImplementedError)
         same_device(op, name, tensor, logits)
-        _broadcasts(op, name, tensor, logits.shape)
+        broadcasts(op, name, tensor, logits.shape)
         _readable(op, name, tensor)
         allocated(op, name, tensor)
     _bool(op, mask)
@@ -260,7 +273,7 @@ def layer(
         if tensor is None:
             continue
         strided(op, name, tensor, ValueError)
-        _broadcasts(op, name, tensor, logits)
+        broadcasts(op, name, tensor, logits)
         same_device(op, name, tensor, input)
         _readable(op, name, tensor)
         allocated(op, name, tensor)
@@ -268,8 +281,7 @@ def layer(
     _reduction(op, reduction)
     given.check(op)
     _options(op, given, input, logits)
-    if chunk_bytes is not None and chunk_bytes <= 0:
-        raise ValueError(f"{op}: expected chunk_bytes > 0, got {chunk_bytes}")
+    size(op, "chunk_bytes", chunk_bytes)
     _count(op, count, input, mask is not None or given.leaves_out, reduction)
 
 
@@ -348,7 +360,7 @@ def one_number(op: str, name: str, tensor: Tensor, logits: Tensor) -> None:
 def bce_backward(grad_output: Tensor, *args: Any) -> None:
     operands, wrt = args[:6], args[7]
     loss(*args[:7], *args[8:])
-    _broadcasts("bce_backward", "grad_output", grad_output, operands[0].shape)
+    broadcasts("bce_backward", "grad_output", grad_output, operands[0].shape)
     same_device("bce_backward", "grad_output", grad_output, operands[0])
     if wrt not in range(4) or operands[wrt] is None:
         raise ValueError(f"bce_backward: expected wrt between 0 and 3, of an operand that is given, got {wrt}")
@@ -369,7 +381,7 @@ def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None, ign
     if mask is None:
         return
     _bool("bce_count", mask)
-    _broadcasts("bce_count", "mask", mask, target.shape)
+    broadcasts("bce_count", "mask", mask, target.shape)
     same_device("bce_count", "mask", mask, target)
 
 
@@ -396,5 +408,5 @@ def linear_bce_with_grad(*args: Any) -> None:
 def linear_bce_backward(grad_output: Tensor, *args: Any) -> None:
     _layer_of_op(args, 1)
     logits = [*args[0].shape[:-1], *args[1].shape[:-1]]
-    _broadcasts("linear_bce_backward", "grad_output", grad_output, logits)
+    broadcasts("linear_bce_backward", "grad_output", grad_output, logits)
     same_device("linear_bce_backward", "grad_output", grad_output, args[0])

@@ -47,8 +47,7 @@ def pairs(
         if list(number.shape) not in ([], [1]):
             raise ValueError(f"{PAIRS}: expected {name} of shape [] or [1], got {list(number.shape)}")
         checks.same_device(PAIRS, name, number, image_features)
-    if tile_bytes is not None and tile_bytes <= 0:
-        raise ValueError(f"{PAIRS}: expected tile_bytes > 0, got {tile_bytes}")
+    checks.size(PAIRS, "tile_bytes", tile_bytes)
 
 
 def pairs_with_grad(*args: Any) -> None:

@@ -116,7 +116,8 @@ def binary_cross_entropy_with_logits(
         pos_weight: :math:`p`, the weight of positive examples, of a shape that broadcasts to that of ``input``; or a
             number.
         label_smoothing: :math:`s` in [0, 1], None being 0: the target becomes :math:`y (1 - s) + s / 2`. A tensor is
-            differentiable and broadcasts to ``input``; its range is not checked. A number that changes is an input of
+            differentiable and broadcasts to ``input``; its range is checked where it is one number, on the CPU, that
+            requires no gradient. A number that changes is an input of
             what ``torch.compile`` makes.
         ignore_index: elements whose target has this value contribute nothing to the loss and to any derivative,
             whatever their logit and weights are (NaN included); ``"mean"`` divides by the number of those that remain,

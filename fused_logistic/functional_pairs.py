@@ -89,6 +89,9 @@ def sigmoid_contrastive_loss(
     try:
         names = "image_features", "text_features", "logit_scale"
         checks.tensors(_OP, dict(zip(names, operands, strict=False)), logit_bias=operands[3])
+        dist = torch.distributed
+        if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+            raise TypeError(f"{_OP}: expected group to be a ProcessGroup or None, got {type(group).__name__}")
         for name, number in zip(("logit_scale", "logit_bias"), operands[2:], strict=True):
             if number is not None:  # a sparse one has no shape that pairs_operands could give it
                 checks.strided(_OP, name, number, NotImplementedError)

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import checks
 from .arguments import check_number
 from .functional import binary_cross_entropy_with_logits
 from .functional_focal import asymmetric_loss_with_logits
 from .functional_linear import linear_binary_cross_entropy
 from .functional_pairs import sigmoid_contrastive_loss
+from .options import LAYER
 
 # What the modules with options hand to their functions under these names, with the default of each.
 _OPTIONS = {
@@ -35,14 +37,34 @@ def _shown(module: torch.nn.Module, *described: str, **defaults: object) -> str:
     return ", ".join([*described, *(f"{name}={v!r}" for name, v in shown.items() if v != defaults[name])])
 
 
-def _set(module: torch.nn.Module, name: str, value: Tensor | float | None, persistent: bool = True) -> None:
-    """A tensor becomes a buffer; a number stays one, which no cast, no device and no initialisation changes."""
+def _set(
+    module: torch.nn.Module, name: str, value: Tensor | float | None, persistent: bool = True, called: str | None = None
+) -> None:
+    """A tensor becomes a buffer; a number stays one, which no cast, no device and no initialisation changes.
+
+    ``called``: the argument, if it is not called as the attribute is.
+    """
     if value is None or isinstance(value, Tensor):
         module.register_buffer(name, value, persistent=persistent)
     else:
         module._buffers.pop(name, None)
-        check_number(type(module).__name__, name, value, " or a torch.Tensor", refused=bool)
+        check_number(type(module).__name__, called or name, value, " or a torch.Tensor", refused=bool)
         setattr(module, name, float(value))
+
+
+def _product(
+    of_module: Tensor | float, of_call: Tensor | float, input: Tensor, linear_weight: Tensor
+) -> Tensor | float:
+    """Two weights of a layer, each of which has to be one: the product would hide which is not."""
+    for weight in (of_module, of_call):
+        if isinstance(weight, Tensor):
+            if isinstance(input, Tensor) and not input.is_nested:  # else it is refused, or its values are looked at
+                checks.broadcasts(LAYER, "weight", weight, [*input.shape[:-1], *linear_weight.shape[:-1]])
+        else:
+            check_number(LAYER, "weight", weight, " or a torch.Tensor")
+    if isinstance(of_module, Tensor) and isinstance(of_call, Tensor) and of_call.dim() > 0:
+        checks.same_device(LAYER, "weight", of_call, of_module)
+    return of_module * of_call
 
 
 def _logit(probability: float) -> float:
@@ -57,7 +79,7 @@ def _logit(probability: float) -> float:
 class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
     """:class:`torch.nn.BCEWithLogitsLoss` computed by :func:`fused_logistic.binary_cross_entropy_with_logits`.
 
-    Buffers and ``state_dict`` are torch's; the last three arguments are ours, keyword only.
+    Buffers and ``state_dict`` are torch's; the arguments from ``label_smoothing`` on are ours, keyword only.
 
     Args:
         weight: a tensor that broadcasts to the shape of the logits (a buffer), or a number.
@@ -241,7 +263,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, num_labels, bias, device, dtype)
-        _set(self, "loss_weight", weight, persistent=False)
+        _set(self, "loss_weight", weight, persistent=False, called="weight")
         _set(self, "pos_weight", pos_weight, persistent=False)
         self.reduction = reduction
         self.label_smoothing = label_smoothing
@@ -273,7 +295,7 @@ class LinearBCEWithLogitsLoss(torch.nn.Linear):
         if weight is None:
             weight = self.loss_weight
         elif self.loss_weight is not None:
-            weight = self.loss_weight * weight
+            weight = _product(self.loss_weight, weight, input, linear_weight)
         return linear_binary_cross_entropy(
             input,
             linear_weight,

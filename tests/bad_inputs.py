@@ -98,7 +98,8 @@ OF_LOSSES = [
     # class indices
     Bad({"target": LABELS[:5]}, ValueError, "{target} of class indices of shape [8], got [5]"),
     Bad({"target": LABELS[:3]}, ValueError, "{target} of class indices of shape [8], got [3]"),
-    Bad({"target": LABELS.float()}, ValueError, "{target} of shape [8, 3], got [8]"),
+    Bad({"target": LABELS.float()}, ValueError,
+        "{target} of shape [8, 3], got [8]; class indices are of an integer dtype"),
     Bad({"target": LABELS > 0}, ValueError, "{target} of shape [8, 3], got [8]"),
     Bad({"input": Z[:, :1], "target": LABELS}, ValueError, "{target} of shape [8, 1], got [8]"),
     Bad({"input": Z.view(2, 4, 3), "target": LABELS.view(2, 4)}, ValueError,
@@ -137,6 +138,7 @@ OF_ALL = [
     Bad({"reduction": "median", "normalizer": "weights"}, ValueError, REDUCTION + "'median'"),
     Bad({"ignore_index": 1.5}, TypeError, "ignore_index to be an int, got 1.5"),
     Bad({"ignore_index": "1"}, TypeError, "ignore_index to be an int, got '1'"),
+    Bad({"ignore_index": 2**63}, ValueError, "ignore_index to be an int of 64 bits, got 9223372036854775808"),
     Bad({"ignore_nan": 1}, TypeError, "ignore_nan to be a bool, got 1"),
     Bad({"ignore_nan": None}, TypeError, "ignore_nan to be a bool, got None"),
     Bad({"ignore_nan": "yes"}, TypeError, "ignore_nan to be a bool, got 'yes'"),
@@ -249,4 +251,6 @@ OF_PAIRS = [
     Bad({"text_features": freed(T)}, RuntimeError, "text_features " + FREED),
     Bad({"tile_bytes": 0}, ValueError, "tile_bytes > 0, got 0"),
     Bad({"tile_bytes": -1}, ValueError, "tile_bytes > 0, got -1"),
+    Bad({"tile_bytes": "8"}, TypeError, "tile_bytes to be an int or None, got '8'"),
+    Bad({"group": "world"}, TypeError, "group to be a ProcessGroup or None, got str"),
 ]  # fmt: skip

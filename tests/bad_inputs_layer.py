@@ -56,6 +56,8 @@ OF_LAYERS = [
     Bad({"target": CSR, "mask": Y[0, :4] > 0}, RuntimeError, "mask " + SHAPED + "[4]"),
     Bad({"chunk_bytes": 0}, ValueError, "chunk_bytes > 0, got 0"),
     Bad({"chunk_bytes": -8}, ValueError, "chunk_bytes > 0, got -8"),
+    Bad({"chunk_bytes": "8MB"}, TypeError, "chunk_bytes to be an int or None, got '8MB'"),
+    Bad({"chunk_bytes": 1.5}, TypeError, "chunk_bytes to be an int or None, got 1.5"),
     # dtypes
     Bad({"linear_weight": W.double()}, TypeError, "linear_weight of the input's dtype Float, got Double"),
     Bad({"linear_bias": torch.ones(5).half()}, TypeError, "linear_bias of the input's dtype Float, got Half"),

@@ -123,6 +123,24 @@ def test_a_weight_that_does_not_broadcast():
             head(X, y, weight=weight)
 
 
+@pytest.mark.parametrize("own", [torch.rand(3), 2.0], ids=["tensor", "number"])
+def test_a_wrong_weight_beside_that_of_the_module(own):
+    head, op = fl.LinearBCEWithLogitsLoss(6, 3, weight=own), "linear_binary_cross_entropy: expected weight "
+    for weight in ("a", [1.0] * 3, torch.ones(3).numpy()):
+        with pytest.raises(TypeError, match=f"{op}to be a number or a torch.Tensor, got {type(weight).__name__}"):
+            head(X, Y, weight=weight)
+    with pytest.raises(RuntimeError, match=rf"{op}of a shape that broadcasts to \[8, 3\], got \[8\]"):
+        head(X, Y, weight=torch.rand(8))
+
+
+def test_a_wrong_weight_of_the_module_has_the_name_of_its_argument():
+    for weight in ([1.0] * 3, "a", True):
+        with pytest.raises(
+            TypeError, match="LinearBCEWithLogitsLoss: expected weight to be a number or a torch.Tensor"
+        ):
+            fl.LinearBCEWithLogitsLoss(6, 3, weight=weight)
+
+
 # ---- Predictions -----------------------------------------------------------------------------------------------------
 
 
