@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import fused_logistic as fl
-from tests.conftest import REDUCTIONS
+from fused_logistic import ops
+from tests.conftest import REDUCTIONS, layer_arguments
 from tests.test_linear import assert_same, layer, step, torchs
 
 OURS_AND_TORCHS = (fl.linear_binary_cross_entropy, torchs)
@@ -25,6 +26,28 @@ def functions(labels, reduction="mean"):
         lambda x, w, b, f=f: (f(x, w, target, linear_bias=b, reduction=reduction) ** 2).sum() for f in OURS_AND_TORCHS
     ]
     return losses, tuple(t.detach() for t in (x, w, b))
+
+
+@pytest.mark.parametrize("reduction", [ops.MEAN, ops.SUM])
+@pytest.mark.parametrize("batched", [(0, 0, 0), (0, None, None), (None, 0, 0)], ids=str)
+def test_vmap_of_the_ops_themselves(batched, reduction):
+    """Where no gradient is asked for, the rules of the raw ops are what vmap calls."""
+    operands = [torch.randn(5, *shape, dtype=torch.double) for shape in ((4, 3), (2, 3), (2,))]
+    operands = [t if dim == 0 else t[0] for t, dim in zip(operands, batched, strict=True)]
+    target, grad_output = torch.rand(5, 4, 2, dtype=torch.double), torch.rand((), dtype=torch.double)
+    given = {"reduction": reduction, "output_mask": [True] * 3}
+
+    def with_grad(*tensors):
+        return ops.linear_bce_with_grad(*layer_arguments(*tensors, **given))
+
+    def backward(*tensors):
+        return ops.linear_bce_backward(grad_output, *layer_arguments(*tensors, **given, backward=True))
+
+    for op in (with_grad, backward):
+        samples = [[t if dim is None else t[i] for t, dim in zip(operands, batched, strict=True)] for i in range(5)]
+        looped = [op(*sample, target[i]) for i, sample in enumerate(samples)]
+        for got, expected in zip(vmap(op, (*batched, 0))(*operands, target), zip(*looped, strict=True), strict=True):
+            torch.testing.assert_close(got, torch.stack(expected), rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("transform", ["grad", "jacrev", "jacfwd", "hessian", "jvp", "grad of grad", "dual"])
