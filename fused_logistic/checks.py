@@ -331,9 +331,7 @@ def _sparse(
 
 def _result(op: str, dtype: torch.dtype) -> None:
     if dtype not in FLOATS:
-        raise ValueError(
-            f"{op}: expected a result of dtype float64, float32, float16 or bfloat16, got {dtype_name(dtype)}"
-        )
+        raise ValueError(f"{op}: expected a result {_one_of(FLOATS)}, got {dtype_name(dtype)}")
 
 
 def bce(*args: Any) -> None:
