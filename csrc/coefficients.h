@@ -14,8 +14,9 @@ struct Coefficients<float> {
   // Adding it rounds to the integer n; shifted left by mantissa_bits the sum is 2^(n + 64).
   static constexpr float exp_shifter = 0x1.80017ep+23f;
   static constexpr float exp_unbias = 0x1p-64f;
-  // Subtracted from the sum, it leaves 2^n.
-  static constexpr float exp_bias = 0x1p+6f;
+  // Of a large n it is subtracted, and the result multiplied by 2 to that power.
+  static constexpr float exp_lowered = 0x1.8p+6f;
+  static constexpr float exp_raise = 0x1p+96f;
   static constexpr float log2_e = 0x1.715476p+0f;
   // ln 2 in two parts; n ln2_high is exact.
   static constexpr float ln2_high = 0x1.62e4p-1f;
@@ -73,8 +74,9 @@ struct Coefficients<double> {
   // Adding it rounds to the integer n; shifted left by mantissa_bits the sum is 2^(n + 512).
   static constexpr double exp_shifter = 0x1.80000000005ffp+52;
   static constexpr double exp_unbias = 0x1p-512;
-  // Subtracted from the sum, it leaves 2^n.
-  static constexpr double exp_bias = 0x1p+9;
+  // Of a large n it is subtracted, and the result multiplied by 2 to that power.
+  static constexpr double exp_lowered = 0x1.8p+9;
+  static constexpr double exp_raise = 0x1p+768;
   static constexpr double log2_e = 0x1.71547652b82fep+0;
   // ln 2 in two parts; n ln2_high is exact.
   static constexpr double ln2_high = 0x1.62e42fefa38p-1;

@@ -187,8 +187,9 @@ FL_FN V exp_nonpositive(V x) {
   return exp_reduced(shifted, t);
 }
 // At most 1.1 (float) and 1.1 (double) ulp for |rest| up to half a unit in the last place of x.
-// exp(x + rest), rest being what x lost when it was rounded. The bias of exp_reduced leaves no room for large powers:
-// where any x may be positive, theirs is made without it.
+// exp(x + rest), rest being what x lost when it was rounded. The bias of times_power_of_two leaves no room for large powers: where
+// x is positive, n is lowered, so far that what it makes is normal from the smallest n to the largest, and only the last
+// multiplication may overflow.
 template <class V>
 FL_FN V exp_two_parts(V x, V rest, bool any_positive) {
   using C = Coefficients<typename Value<V>::Scalar>;
@@ -199,8 +200,8 @@ FL_FN V exp_two_parts(V x, V rest, bool any_positive) {
   t = fma(n, splat<V>(-C::ln2_low), t) + rest;
   if (!any_positive) return select(x < lowest, splat<V>(0), exp_reduced(shifted, t));
   const auto positive = splat<V>(0) < x;
-  shifted = select(positive, shifted - splat<V>(C::exp_bias), shifted);
-  const V power = exp_reduced(shifted, t) * select(positive, splat<V>(1 / C::exp_unbias), splat<V>(1));
+  shifted = select(positive, shifted - splat<V>(C::exp_lowered), shifted);
+  const V power = exp_reduced(shifted, t) * select(positive, splat<V>(C::exp_raise), splat<V>(1));
   return select(x < lowest, splat<V>(0), select(-x < lowest, splat<V>(__builtin_inff()), power));
 }
 

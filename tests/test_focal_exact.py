@@ -242,3 +242,24 @@ def test_special_values(dtype, isa):
             torch.ones((), dtype=dtype), *grad_arguments(z[:2], y[:2], reduction=ops.NONE, wrt=ops.TARGET, gamma=gamma)
         )
         assert not target_grad.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_powers_up_to_infinity(dtype, isa):
+    """Targets far outside of [0, 1]: |q|^gamma to beyond the largest number, where it is infinite and not 0."""
+    info = torch.finfo(dtype)
+    z, y = torch.tensor([-36.0, -5.0, 0.0, 5.0, 36.0]), torch.tensor([-11.5, -6.197, -3.874, 4.668])
+    z, y = (t.to(dtype).flatten() for t in torch.meshgrid(z, y, indexing="ij"))
+    seen = set()
+    for gamma in (5.5, 20.3, *torch.linspace(34, 60, 30).tolist(), *torch.linspace(280, 460, 30).tolist()):
+        loss, _ = elements(z, y, gamma)
+        assert not loss.isnan().any()
+        for got, logit, target in zip(loss.tolist(), z, y, strict=True):
+            (exact, *_), _, remains, power = exact_outside(logit, target, gamma)
+            if remains > 0.1 and info.tiny < power < info.max / 2 and abs(exact) < info.max / 2:
+                assert abs(got - exact) <= abs(exact) * 2**-10  # at most gamma times 30 ulp
+                seen.add("large" if power > info.max**0.9 else "less")
+            elif remains > 0.1 and power / 2 > info.max:
+                assert got == math.copysign(math.inf, exact)
+                seen.add("infinite")
+    assert seen == {"large", "less", "infinite"}

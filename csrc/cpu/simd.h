@@ -228,7 +228,7 @@ FL_FN V every_second(V a, V b) {
 // ---- What one step of a kernel works on --------------------------------------------------------------------------
 
 // Vectors of C (float or double), and how many go through the formula side by side, by measurements with AVX2 (fp64 has
-// the longer polynomials, so longer chains); ValueOfFew where a kernel has few elements at a time. Where fma is a call
+// the longer polynomials, so longer chains); ValueOfFew where a kernel has few elements at a time, or few registers left. Where fma is a call
 // there is nothing to overlap, and side by side only adds code.
 template <class C>
 struct Simd;

@@ -158,7 +158,7 @@ PYTHON = [
     *python(
         "modules.py", "head modules",
         ("def predict(self", "logits >= rounded, logits > rounded", "logits > rounded, logits > rounded"),
-        ("def _loss(self", "self.loss_weight * weight", "weight"),
+        ("def _product(", "of_module * of_call", "of_call"),
     ),
 ]  # fmt: skip
 
