@@ -266,7 +266,11 @@ def coefficients_struct(f):
             3 * ldexp(1, mantissa_bits - 1) + f.exponent_bias + bias,
         ),
         ("", "exp_unbias", ldexp(1, -bias)),
-        ("Of a large n it is subtracted, and the result multiplied by 2 to that power.", "exp_lowered", mpf(1.5 * bias)),
+        (
+            "Of a large n it is subtracted, and the result multiplied by 2 to that power.",
+            "exp_lowered",
+            mpf(1.5 * bias),
+        ),
         ("", "exp_raise", ldexp(1, int(1.5 * bias))),
         ("", "log2_e", f.round(1 / log(2))),
         ("ln 2 in two parts; n ln2_high is exact.", "ln2_high", ln2_high),
