@@ -249,7 +249,8 @@ def layer(
         strided(op, name, tensor, ValueError)
         if tensor.dtype != input.dtype:
             raise TypeError(
-                f"{op}: expected {name} of the input's dtype {dtype_name(input.dtype)}, got {dtype_name(tensor.dtype)}"
+                f"{op}: expected input and {name} of one dtype, got {dtype_name(input.dtype)} and "
+                f"{dtype_name(tensor.dtype)}"
             )
         same_device(op, name, tensor, input)
         allocated(op, name, tensor)
