@@ -34,6 +34,19 @@ def test_wrong_indices_under_vmap():
     target = torch.sparse_csr_tensor([0, 1, 2], [0, 5], torch.ones(2), (2, 5), check_invariants=False)
     with pytest.raises(ValueError, match=re.escape(OP + "column indices of a sparse target in [0, 5)")):
         vmap(lambda x: fl.linear_binary_cross_entropy(x, W, target))(X[None, :2])
+    falling = torch.sparse_csr_tensor([0, 2, 1, 2], [0, 1], torch.ones(2), (3, 5), check_invariants=False)
+    with pytest.raises(ValueError, match=OP + "crow_indices of a sparse target that rise from 0 to 2"):
+        vmap(lambda x: fl.linear_binary_cross_entropy(x, W, falling))(X[None, :3])
+
+
+@pytest.mark.parametrize("columns", [[1, 1, 4], [4, 1, 1]], ids=str)
+def test_a_place_that_a_sparse_target_has_twice(columns):
+    """Its values are added up, sorted or not."""
+    values = torch.tensor([0.25, 0.5, 0.125])
+    target = torch.sparse_csr_tensor([0, 3, 3], columns, values, (2, 5), check_invariants=False)
+    dense = torch.zeros(2, 5).index_put_((torch.zeros(3, dtype=torch.long), torch.tensor(columns)), values, True)
+    ours, expected = (fl.linear_binary_cross_entropy(X[:2], W, t) for t in (target, dense))
+    torch.testing.assert_close(ours, expected)
 
 
 def test_a_coo_target_in_a_batch_of_vmap():

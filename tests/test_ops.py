@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import grad_arguments, loss_arguments, same_bits, tile_arguments
+from conftest import grad_arguments, layer_arguments, loss_arguments, same_bits, tile_arguments
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fused_logistic as fl
@@ -167,3 +167,34 @@ def test_autocast_takes_float64_logits_as_they_are_but_for_the_result():
     with torch.autocast("cpu"):
         assert fl.binary_cross_entropy_with_logits(Z.double(), INT).dtype is torch.float32
         assert fl.binary_cross_entropy_with_logits(Z.double(), Y.double()).dtype is torch.float64
+
+
+@pytest.mark.parametrize(
+    "op,arguments",
+    [
+        (ops.bce, loss_arguments(Z, Y.double(), reduction=ops.NONE)),
+        (ops.bce, loss_arguments(Z, Y.double(), reduction=ops.SUM)),
+        (ops.bce_with_grad, loss_arguments(Z, Y.double(), reduction=ops.SUM)),
+        (ops.bce_backward, (ONE, *grad_arguments(Z, Y.double(), reduction=ops.SUM, wrt=ops.TARGET))),
+        (ops.linear_bce_with_grad, layer_arguments(Z, Z, Z[:, 0], Z @ Z.t(), output_mask=[False, True, False])),
+        (ops.linear_bce_with_grad, layer_arguments(Z, Z, None, Z @ Z.t(), output_mask=[True, False, True])),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_without_data_shapes_and_dtypes_are_the_same(op, arguments):
+    """That is what compilers and meta tensors see."""
+
+    def described(results):
+        return [(t.shape, t.dtype) for t in (results if isinstance(results, tuple) else (results,))]
+
+    meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments]
+    assert described(op(*meta)) == described(op(*arguments))
+
+
+def test_versions_of_all_that_a_tile_writes():
+    logits, losses, loss_sum = Z.clone(), torch.empty(4, 3), torch.zeros((), dtype=torch.double)
+    for written in ((logits, losses), (logits, None, loss_sum)):
+        given = dict(zip(("losses", "loss_sum"), written[1:], strict=False))
+        before = [t._version for t in written if t is not None]
+        ops.bce_tile_(*tile_arguments(logits, Y, **given))
+        assert all(t._version > v for t, v in zip([t for t in written if t is not None], before, strict=True))

@@ -276,3 +276,16 @@ X, T, S, B = (t.detach() for t in operands(4, 3, torch.float))
 def test_misuse_of_the_tile(args, message):
     with pytest.raises(RuntimeError, match=message):
         ops.pairs_tile_(*args)
+
+
+def test_texts_that_come_in_blocks():
+    """As round a ring: the images' gradient is the sum of the blocks'."""
+    image, *texts = (torch.randn(6, 4, dtype=torch.double) for _ in range(3))
+    numbers = torch.tensor(3.0, dtype=torch.double), torch.tensor(-1.0, dtype=torch.double)
+    both = pairs.Tiles(image, *numbers, 64, [True] * 4)
+    of_texts = both.finished(*(both.add(text, paired=text is texts[0]) for text in texts))
+    leaves = [t.clone().requires_grad_() for t in (image, *texts)]
+    z = numbers[0] * leaves[0] @ torch.cat(leaves[1:]).t() + numbers[1]
+    F.binary_cross_entropy_with_logits(z, torch.eye(6, 12, dtype=torch.double), reduction="sum").div(6).backward()
+    for ours, leaf in zip((both.gradients(None)[0], *of_texts), leaves, strict=True):
+        torch.testing.assert_close(ours, leaf.grad)

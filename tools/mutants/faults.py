@@ -125,12 +125,12 @@ PYTHON = [
         ("def by_op", "whole = tile.labels == m.labels or tile.rows == 1", "whole = True"),
     ),
     *python(
-        "matrices.py", "linear_sparse linear_mask normalizer",
+        "matrices.py", "linear_sparse linear_mask normalizer linear_errors bad_inputs",
         ("class Positives", "(place.diff() > 0).all()", "(place.diff() >= 0).all()"),
         ("def left_in", "kept if ignore_index == 0 else ~kept", "~kept"),
     ),
     *python(
-        "sparse.py", "linear_sparse linear_features",
+        "sparse.py", "linear_sparse linear_features linear_errors bad_inputs",
         ("def _require_places(", "(crow_indices.diff() >= 0).all()", "(crow_indices[0] == 0)"),
         ("def _require_places(", "(col_indices < labels)", "(col_indices <= labels)"),
         ("def _transposed_product", "torch.sort(column, stable=True)", "(column, torch.arange(column.numel()))"),
@@ -139,7 +139,6 @@ PYTHON = [
     ),
     *python(
         "pairs.py", "pairs pairs_ring",
-        ("def add(self", "row - column if paired", "column - row if paired"),
         ("def finished", "self.scale / (self.images * self.factor)", "1 / (self.images * self.factor)"),
         ("def gradients", "self.sums[1:] / self.images", "self.sums[1:]"),
         ("def add(self", "self.is_first and column == 0", "column == 0"),
