@@ -287,5 +287,5 @@ def test_texts_that_come_in_blocks():
     leaves = [t.clone().requires_grad_() for t in (image, *texts)]
     z = numbers[0] * leaves[0] @ torch.cat(leaves[1:]).t() + numbers[1]
     F.binary_cross_entropy_with_logits(z, torch.eye(6, 12, dtype=torch.double), reduction="sum").div(6).backward()
-    for ours, leaf in zip((both.gradients(None)[0], *of_texts), leaves, strict=True):
-        torch.testing.assert_close(ours, leaf.grad)
+    for got, leaf in zip((both.gradients(None)[0], *of_texts), leaves, strict=True):
+        torch.testing.assert_close(got, leaf.grad)
