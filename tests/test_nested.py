@@ -119,5 +119,5 @@ def test_what_does_not_fit():
     with pytest.raises(NotImplementedError, match="without holes"):
         loss(holes, holes)
     strided = torch.nested.nested_tensor(PARTS)
-    with pytest.raises(NotImplementedError, match="expected a nested tensor as logits .* got strided"):
+    with pytest.raises(NotImplementedError, match="expected a nested tensor as input .* got strided"):
         loss(strided, torch.nested.nested_tensor(TARGETS))
