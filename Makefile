@@ -111,7 +111,8 @@ fuzz: $(STAMPS)/build  ## search for failures: libFuzzer on the CPU kernels (nee
 	  -max_total_time=$(FUZZ_SECONDS) -max_len=300 -len_control=0 -print_final_stats=1
 
 # What does not depend on torch: `make test` runs what executes PTX, and what asks the same kernels for their bits.
-BITS := exact family_exact focal_exact formula_exhaustive half_exhaustive sums benchmarks recipes examples
+BITS := exact family_exact focal_exact formula_exhaustive half_exhaustive sums properties properties_layer \
+  mutants gpu_report benchmarks recipes examples
 NOT_OF_TORCH := $(addprefix --ignore=,$(filter-out tests/test_cuda_build.py,$(wildcard tests/test_cuda_*.py)) \
   $(BITS:%=tests/test_%.py))
 
