@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import (
     checks,
+    checks_layer,
     checks_pairs,
     composite,
     composite_pairs,
@@ -282,7 +283,7 @@ def linear_loss(
         shape = *operands[0].shape[:-1], *operands[1].shape[:-1]
         count = divisor.of(normalizer, shape, target, weight, mask, options)
     if options.has_tensors:
-        checks.layer(*operands, *target, weight, pos_weight, mask, count, reduction, chunk_bytes, *options)
+        checks_layer.layer(*operands, *target, weight, pos_weight, mask, count, reduction, chunk_bytes, *options)
         values, mask = composite.smoothed_target(
             operands[0], sparse.dense_target(*target, operands[1].shape[0]), mask, options
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import targets
-from .ops import PLAIN, Layer, wrapped
+from .ops import PLAIN, wrapped
 from .options import LAYER, Options
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -63,7 +63,7 @@ def allocated(op: str, name: str, tensor: Tensor) -> None:
         raise RuntimeError(f"{op}: expected {name} with a storage for its elements, got one of 0 bytes")
 
 
-def _equal(mine: Any, wanted: Any, message: Callable[[], str]) -> None:
+def equals(mine: Any, wanted: Any, message: Callable[[], str]) -> None:
     """Two sizes: numbers, symbols of them, or what torch.jit.trace makes of them."""
     equal = mine == wanted
     if isinstance(equal, torch.SymBool):
@@ -76,9 +76,9 @@ def same_shape(op: str, name: str, tensor: Tensor, shape: Sequence[Any], hint: s
     def message() -> str:
         return f"{op}: expected {name} of shape {list(shape)}, got {list(tensor.shape)}{hint}"
 
-    _equal(tensor.dim(), len(shape), message)
+    equals(tensor.dim(), len(shape), message)
     for mine, wanted in zip(tensor.shape, shape, strict=True):
-        _equal(mine, wanted, message)
+        equals(mine, wanted, message)
 
 
 def broadcasts(op: str, name: str, tensor: Tensor, shape: Sequence[Any]) -> None:
@@ -95,7 +95,7 @@ def _one_of(dtypes: Sequence[torch.dtype]) -> str:
     return f"of dtype {', '.join(first)} or {last}"
 
 
-def _readable(op: str, name: str, tensor: Tensor) -> None:
+def readable(op: str, name: str, tensor: Tensor) -> None:
     if tensor.dtype not in _READABLE:
         raise NotImplementedError(f"{op}: expected {name} {_one_of(_READABLE)}, got {dtype_name(tensor.dtype)}")
 
@@ -105,12 +105,12 @@ def floating(op: str, name: str, tensor: Tensor) -> None:
         raise NotImplementedError(f"{op}: expected {name} {_one_of(FLOATS)}, got {dtype_name(tensor.dtype)}")
 
 
-def _bool(op: str, mask: Tensor | None) -> None:
+def boolean(op: str, mask: Tensor | None) -> None:
     if mask is not None and mask.dtype != torch.bool:
         raise TypeError(f"{op}: expected mask of dtype bool, got {dtype_name(mask.dtype)}")
 
 
-def _reduction(op: str, reduction: int) -> None:
+def known_reduction(op: str, reduction: int) -> None:
     if reduction not in (0, 1, 2):
         raise ValueError(f"{op}: expected reduction 0 (none), 1 (mean) or 2 (sum), got {reduction}")
 
@@ -131,7 +131,7 @@ def reduced(op: str, reduction: int) -> None:
         raise ValueError(f"{op}: expected reduction 1 (mean) or 2 (sum), got {reduction}")
 
 
-def _count(op: str, count: Tensor | None, like: Tensor, partial: bool, reduction: int) -> None:
+def mean_count(op: str, count: Tensor | None, like: Tensor, partial: bool, reduction: int) -> None:
     if count is None:
         if partial and reduction == 1:
             raise ValueError(f"{op}: expected count for a mean over some of the elements (bce_count), got None")
@@ -143,7 +143,7 @@ def _count(op: str, count: Tensor | None, like: Tensor, partial: bool, reduction
     same_device(op, "count", count, like)
 
 
-def _options(op: str, options: Options, like: Tensor, logits: Sequence[Any]) -> None:
+def fitting_options(op: str, options: Options, like: Tensor, logits: Sequence[Any]) -> None:
     """Those that are tensors; one without dimensions may be on the CPU, as in torch's own operations."""
     for name, option in zip(options._fields, options, strict=True):
         if isinstance(option, Tensor):
@@ -185,7 +185,7 @@ def loss(
         hint = "; class indices are of an integer dtype" if is_hint else ""
         same_shape(op, of_target, target, logits.shape, hint)
     same_device(op, of_target, target, logits)
-    _readable(op, of_target, target)
+    readable(op, of_target, target)
     allocated(op, of_logits, logits)
     allocated(op, of_target, target)
     for name, tensor in (("weight", weight), ("pos_weight", pos_weight), ("mask", mask)):
@@ -194,150 +194,26 @@ def loss(
         strided(op, name, tensor, NotImplementedError)
         same_device(op, name, tensor, logits)
         broadcasts(op, name, tensor, logits.shape)
-        _readable(op, name, tensor)
+        readable(op, name, tensor)
         allocated(op, name, tensor)
-    _bool(op, mask)
-    _reduction(op, reduction)
+    boolean(op, mask)
+    known_reduction(op, reduction)
     given.check(op)
-    _options(op, given, logits, logits.shape)
-    _count(op, count, logits, mask is not None or given.leaves_out, reduction)
-
-
-def layer(
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    crow_indices: Tensor | None,
-    col_indices: Tensor | None,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    mask: Tensor | None,
-    count: Tensor | None,
-    reduction: int,
-    chunk_bytes: int | None,
-    *options: Any,
-) -> None:
-    """What every op of the layer asks: see :func:`fused_logistic.linear_binary_cross_entropy`.
-
-    Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: as the public function says.
-    """
-    given = Options(*options)
-    op = given.layer
-    if input.layout != torch.strided:
-        _sparse_input(op, input)
-    floating(op, "input", input)
-    if input.dim() < 1:
-        raise ValueError(f"{op}: expected input of shape [..., features], got []")
-    if linear_weight.dim() not in (1, 2):
-        raise ValueError(
-            f"{op}: expected linear_weight of shape [labels, features] or [features], got {list(linear_weight.shape)}"
-        )
-    features = linear_weight.shape[-1]
-    _equal(
-        input.shape[-1],
-        features,
-        lambda: (
-            f"{op}: expected input of {features} features (linear_weight is {list(linear_weight.shape)}), "
-            f"got {list(input.shape)}"
-        ),
-    )
-    for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
-        if tensor is None:
-            continue
-        strided(op, name, tensor, ValueError)
-        if tensor.dtype != input.dtype:
-            raise TypeError(
-                f"{op}: expected input and {name} of one dtype, got {dtype_name(input.dtype)} and "
-                f"{dtype_name(tensor.dtype)}"
-            )
-        same_device(op, name, tensor, input)
-        allocated(op, name, tensor)
-    allocated(op, "input", input)
-    labels = linear_weight.shape[:-1]
-    if linear_bias is not None:
-        fits = list(linear_bias.shape) == list(labels) if labels else list(linear_bias.shape) in ([], [1])
-        if not fits:
-            wanted = list(labels) if labels else "[1] or []"
-            raise ValueError(f"{op}: expected linear_bias of shape {wanted}, got {list(linear_bias.shape)}")
-    logits = [*input.shape[:-1], *labels]
-    if crow_indices is None:
-        is_classes = len(logits) > 1 and targets.are_classes(logits, target)
-        same_shape(op, "target", target, logits, "; class indices are for losses of logits" if is_classes else "")
-    else:
-        _sparse(op, input, linear_weight, target, crow_indices, col_indices, logits)
-    _readable(op, "target", target)
-    same_device(op, "target", target, input)
-    allocated(op, "target", target)
-    for name, tensor in (("weight", weight), ("pos_weight", pos_weight), ("mask", mask)):
-        if tensor is None:
-            continue
-        strided(op, name, tensor, ValueError)
-        broadcasts(op, name, tensor, logits)
-        same_device(op, name, tensor, input)
-        _readable(op, name, tensor)
-        allocated(op, name, tensor)
-    _bool(op, mask)
-    _reduction(op, reduction)
-    given.check(op)
-    _options(op, given, input, logits)
-    size(op, "chunk_bytes", chunk_bytes)
-    _count(op, count, input, mask is not None or given.leaves_out, reduction)
-
-
-def _sparse_input(op: str, input: Tensor) -> None:
-    if input.layout not in (torch.sparse_csr, torch.sparse_coo):
-        layouts = "torch.strided, torch.sparse_csr or torch.sparse_coo"
-        raise ValueError(f"{op}: expected input of layout {layouts}, got {layout_name(input.layout)}")
-    if input.dim() != 2 or input.dense_dim() != 0:
-        raise ValueError(
-            f"{op}: expected a sparse input of 2 dimensions, none of them dense, got {input.dim()}, "
-            f"{input.dense_dim()} of them dense"
-        )
-    if input.requires_grad and torch.is_grad_enabled():
-        raise NotImplementedError(f"{op}: expected a sparse input that requires no gradient, got one that does")
-
-
-def _sparse(
-    op: str,
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    crow_indices: Tensor,
-    col_indices: Tensor | None,
-    logits: Sequence[Any],
-) -> None:
-    if len(logits) != 2:
-        raise ValueError(
-            f"{op}: expected input and linear_weight of 2 dimensions for a sparse target, got {list(input.shape)} and "
-            f"{list(linear_weight.shape)}"
-        )
-    if (
-        col_indices is None
-        or crow_indices.dim() != 1
-        or crow_indices.shape[0] != logits[0] + 1
-        or target.dim() != 1
-        or col_indices.shape != target.shape
-    ):
-        columns = None if col_indices is None else list(col_indices.shape)
-        raise ValueError(
-            f"{op}: expected a sparse target of shape {list(logits)} with one value per column index, got "
-            f"{crow_indices.numel() - 1} rows, {columns} column indices, {list(target.shape)} values"
-        )
+    fitting_options(op, given, logits, logits.shape)
+    mean_count(op, count, logits, mask is not None or given.leaves_out, reduction)
 
 
 # ---- By the ops' own arguments ---------------------------------------------------------------------------------------
 
 
-def _result(op: str, dtype: torch.dtype) -> None:
+def result_dtype(op: str, dtype: torch.dtype) -> None:
     if dtype not in FLOATS:
         raise ValueError(f"{op}: expected a result {_one_of(FLOATS)}, got {dtype_name(dtype)}")
 
 
 def bce(*args: Any) -> None:
     loss(*args[:7], *args[8:])
-    _result("bce", args[7])
+    result_dtype("bce", args[7])
 
 
 def bce_with_grad(*args: Any) -> None:
@@ -363,7 +239,7 @@ def bce_backward(grad_output: Tensor, *args: Any) -> None:
     same_device("bce_backward", "grad_output", grad_output, operands[0])
     if wrt not in range(4) or operands[wrt] is None:
         raise ValueError(f"bce_backward: expected wrt between 0 and 3, of an operand that is given, got {wrt}")
-    _result("bce_backward", operands[wrt].dtype)
+    result_dtype("bce_backward", operands[wrt].dtype)
 
 
 def bce_backward_(grad_logits: Tensor, grad_output: Tensor, made_for: Tensor | None, *args: Any) -> None:
@@ -376,36 +252,9 @@ def bce_backward_(grad_logits: Tensor, grad_output: Tensor, made_for: Tensor | N
 
 
 def bce_count(target: Tensor, mask: Tensor | None, ignore_index: int | None, ignore_nan: bool = False) -> None:
-    _readable("bce_count", "target", target)
+    readable("bce_count", "target", target)
     if mask is None:
         return
-    _bool("bce_count", mask)
+    boolean("bce_count", mask)
     broadcasts("bce_count", "mask", mask, target.shape)
     same_device("bce_count", "mask", mask, target)
-
-
-_LAYER = len(Layer._fields)
-
-
-def _layer_of_op(args: Sequence[Any], own: int) -> None:
-    """What stands first, and the options behind the op's ``own`` arguments."""
-    strided(LAYER, "input", args[0], ValueError)  # a sparse one is for the public function
-    layer(*args[:_LAYER], *args[_LAYER + own :])
-
-
-def linear_bce(*args: Any) -> None:
-    _layer_of_op(args, 1)
-    _result("linear_bce", args[_LAYER])
-
-
-def linear_bce_with_grad(*args: Any) -> None:
-    _layer_of_op(args, 2)
-    _result("linear_bce_with_grad", args[_LAYER])
-    reduced("linear_bce_with_grad", args[Layer._fields.index("reduction")])
-
-
-def linear_bce_backward(grad_output: Tensor, *args: Any) -> None:
-    _layer_of_op(args, 1)
-    logits = [*args[0].shape[:-1], *args[1].shape[:-1]]
-    broadcasts("linear_bce_backward", "grad_output", grad_output, logits)
-    same_device("linear_bce_backward", "grad_output", grad_output, args[0])

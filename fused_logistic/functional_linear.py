@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import arguments, autograd, checks, nested, ops, sparse
+from . import arguments, autograd, checks, checks_layer, nested, ops, sparse
 from .functional import check_reduction, number_of
 from .options import LAYER, Options
 
@@ -44,7 +44,7 @@ def _parts(
 def _check(parts: Any, input: Any, linear_weight: Any, linear_bias: Any, target: Any, *others: Any) -> None:
     weight, pos_weight, mask, _, _, chunk_bytes, options = others
     rest: tuple[Any, ...] = (weight, pos_weight, mask, None, ops.SUM, chunk_bytes, *options)
-    checks.layer(input, linear_weight, linear_bias, *parts, *rest)
+    checks_layer.layer(input, linear_weight, linear_bias, *parts, *rest)
 
 
 def _loss(*given: Any) -> Tensor:
