@@ -66,8 +66,8 @@ def by_two_threads():
 
 @pytest.mark.skipif(mallinfo2 is None, reason="what is in use is asked of glibc 2.33 or later")
 def test_nothing_grows(by_two_threads):
-    """What is left in one of a hundred steps would be seen; how large the heaps are, or what of them
-    is resident, depends on what ran before."""
+    """What is left in one of a hundred steps would be seen. How large the heaps are, or what of them is resident,
+    depends on what ran before."""
     curve, (size, blocks, objects) = by_two_threads
     assert curve[-1] < curve[0] / 10
     assert size < STEPS / 4  # malloc takes 32 at least

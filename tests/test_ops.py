@@ -192,9 +192,9 @@ def test_without_data_shapes_and_dtypes_are_the_same(op, arguments):
 
 
 def test_versions_of_all_that_a_tile_writes():
-    logits, losses, loss_sum = Z.clone(), torch.empty(4, 3), torch.zeros((), dtype=torch.double)
-    for written in ((logits, losses), (logits, None, loss_sum)):
-        given = dict(zip(("losses", "loss_sum"), written[1:], strict=False))
-        before = [t._version for t in written if t is not None]
+    logits = Z.clone()
+    for given in ({"losses": torch.empty(4, 3)}, {"loss_sum": torch.zeros((), dtype=torch.double)}):
+        written = logits, *given.values()
+        before = [t._version for t in written]
         ops.bce_tile_(*tile_arguments(logits, Y, **given))
-        assert all(t._version > v for t, v in zip([t for t in written if t is not None], before, strict=True))
+        assert all(t._version > v for t, v in zip(written, before, strict=True))

@@ -113,14 +113,14 @@ def test_vmap_rounds_the_reduced_loss_once(reduction, dtype):
 def test_the_ops_themselves(given, reduction):
     """Where no gradient is asked for, the rules of the raw ops are what vmap calls."""
     logits, target = torch.randn(5, 4, 3, dtype=torch.double), rand(5, 4, 3).round()
-    others = (rand(4, 3), rand(3)), {"reduction": reduction} | given
+    weights, options = (rand(4, 3), rand(3)), {"reduction": reduction} | given
     grad_output = rand(4, 3) if reduction == ops.NONE else rand()
 
     def loss(z, y):
-        return ops.bce(*loss_arguments(z, y, *others[0], **others[1]))
+        return ops.bce(*loss_arguments(z, y, *weights, **options))
 
     def backward(wrt):
-        return lambda z, y: ops.bce_backward(grad_output, *grad_arguments(z, y, *others[0], wrt=wrt, **others[1]))
+        return lambda z, y: ops.bce_backward(grad_output, *grad_arguments(z, y, *weights, wrt=wrt, **options))
 
     for op in (loss, *map(backward, range(4))):
         looped = torch.stack([op(z, y) for z, y in zip(logits, target, strict=True)])
