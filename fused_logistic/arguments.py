@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, divisor, made_for, ops
+from . import checks, divisor, ops
 from .options import Options
 
 _NUMBERS: Any = (int, float, numbers.Real)  # numpy's are of the last; Dynamo takes the first two
@@ -89,7 +89,7 @@ def _is_known(value: Tensor) -> bool:
     if type(value) is not Tensor or not value.is_cpu or value.dim() > 0 or torch.compiler.is_compiling():
         return False
     differentiated = (value.requires_grad and torch.is_grad_enabled()) or ops.transformed()
-    return not (differentiated or made_for.recorded())
+    return not (differentiated or ops.recorded())
 
 
 def _is_constant(value: float) -> bool:

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import arguments, autograd, checks, nested, ops
+from . import arguments, autograd, checks, divisor, nested, ops
 from .options import LOSS, Options
 
+_ELEMENTS = divisor.NORMALIZERS[0]
+_NO_OPTIONS = Options()  # not in compiled code, which would take the numbers of a global for inputs
 _DEPRECATED = "elementwise_mean"  # torch 0.4's name of the mean, which torch still takes
 _REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM, _DEPRECATED: ops.MEAN}
 
@@ -57,13 +59,20 @@ def computed(
 ) -> Tensor:
     """The loss of ``(input, target, weight, pos_weight, mask)``, the first two being called ``names`` in messages; the
     weights may be numbers."""
-    input, target, *weights, mask = tensors
-    weights = [None if w is None else arguments.beside(w, input) for w in weights]
-    tensors = input, target, *weights, mask
+    input, target, weight, pos_weight, mask = tensors
+    if weight is not None:
+        weight = arguments.beside(weight, input)
+    if pos_weight is not None:
+        pos_weight = arguments.beside(pos_weight, input)
+    tensors = input, target, weight, pos_weight, mask
     given = tensors, reduction, options, promotes, normalizer
     if torch.compiler.is_compiling():  # checked without data (registration.py)
         return _loss(op, *given)
     try:
+        if options is _NO_OPTIONS and mask is None and normalizer is _ELEMENTS:  # as in most calls
+            loss = autograd.plain_loss(tensors, number_of(reduction))
+            if loss is not None:
+                return loss
         return _loss(op, *given)
     except Exception as error:
         refusal = error
@@ -88,7 +97,7 @@ def binary_cross_entropy_with_logits(
     ignore_index: int | None = None,
     mask: Tensor | None = None,
     ignore_nan: bool = False,
-    normalizer: str | Tensor | float = "elements",
+    normalizer: str | Tensor | float = _ELEMENTS,
 ) -> Tensor:
     r"""Binary cross entropy between ``sigmoid(input)`` and ``target``, fused with the sigmoid.
 
@@ -177,12 +186,13 @@ def binary_cross_entropy_with_logits(
             ignore_nan=ignore_nan,
             normalizer=normalizer,
         )
-    smoothing = 0.0 if label_smoothing is None else arguments.option(LOSS, "label_smoothing", label_smoothing)
-    options = Options(
-        smoothing,
-        arguments.integer(LOSS, "ignore_index", ignore_index),
-        ignore_nan=arguments.flag(LOSS, "ignore_nan", ignore_nan),
-    )
+    options = _NO_OPTIONS
+    if not (label_smoothing is ignore_index is None and ignore_nan is False) or torch.compiler.is_compiling():
+        options = Options(
+            0.0 if label_smoothing is None else arguments.option(LOSS, "label_smoothing", label_smoothing),
+            arguments.integer(LOSS, "ignore_index", ignore_index),
+            ignore_nan=arguments.flag(LOSS, "ignore_nan", ignore_nan),
+        )
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)  # warns that they are deprecated, as torch does
     tensors = input, target, weight, pos_weight, mask

@@ -11,18 +11,10 @@ from torch import Tensor
 
 from . import ops
 
-_modes, _pre_dispatched = torch._C._len_torch_dispatch_stack, torch._C._dispatch_tls_is_dispatch_key_included
-_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
-
-
-def recorded() -> bool:
-    """Whether operations are recorded, by a dispatch mode, make_fx or torch.jit.trace: no value may decide anything."""
-    return bool(_modes() or _pre_dispatched(_PRE_DISPATCH)) or torch._C._get_tracing_state() is not None
-
 
 def known(grad_output: Tensor) -> float | None:
     """Its value: looked at only where that waits for no device and nothing records it, else None."""
-    if type(grad_output) is not Tensor or not grad_output.is_cpu or torch.compiler.is_compiling() or recorded():
+    if type(grad_output) is not Tensor or not grad_output.is_cpu or torch.compiler.is_compiling() or ops.recorded():
         return None
     return grad_output.item()
 
@@ -49,7 +41,7 @@ def kind_of(logits: Tensor, reduction: int, dtype: torch.dtype) -> tuple[Any, ..
     By stream, in whose order the copies are written and read. Not while a CUDA graph is captured: a replay would write
     into the copies that were made then.
     """
-    if type(logits) not in ops.PLAIN or recorded():
+    if type(logits) not in ops.PLAIN or ops.recorded():
         return None
     stream = 0
     if logits.is_cuda:

@@ -100,6 +100,16 @@ wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_ten
 below_autograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
+_is_profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled
+_modes, _is_included = torch._C._len_torch_dispatch_stack, torch._C._dispatch_tls_is_dispatch_key_included
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
+_CPU, _CUDA = (torch._C.DispatchKeySet(key) for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
+_CONSTANTS = (int, torch.dtype, float, bool)
+
+
+def recorded() -> bool:
+    """Whether operations are recorded, by a dispatch mode, make_fx or torch.jit.trace: no value may decide anything."""
+    return bool(_modes() or _is_included(_PRE_DISPATCH)) or torch._C._get_tracing_state() is not None
 
 
 def transformed(grad_output: Tensor | None = None) -> bool:
@@ -119,16 +129,52 @@ def call(op: Callable[..., Any], *args: Any) -> Any:
     return past_autograd(op, *args)
 
 
+def call_loss(op: Any, *args: Any) -> Any:
+    """:func:`call` of an op of the losses, where autograd records nothing: straight to the kernel, where the dispatcher
+    has nothing to decide. Asking it takes longer than a small loss."""
+    if torch.compiler.is_compiling():
+        return op(*args)
+    backend = None if recorded() or _transforms_active() or _is_profiled() else _backend_of(args)
+    if backend is None:
+        return past_autograd(op, *args)
+    try:
+        return op.redispatch(backend, *args)
+    except (RuntimeError, MemoryError) as error:
+        raise _named(error, op) from None
+
+
+def _backend_of(args: Sequence[Any]) -> Any:
+    """The key of the kernel for an op's arguments, as the dispatcher finds it, or None for whatever is unusual.
+
+    Of torch's own tensors a negated view alone would be read as something else; the kernels refuse what has no memory.
+    """
+    backend = None
+    for arg in args:
+        if type(arg) in PLAIN:
+            own = _CPU if arg.is_cpu else _CUDA if arg.is_cuda else None
+            if own is None or arg.is_neg() or not (backend is None or backend is own):
+                return None
+            backend = own
+        elif arg is not None and type(arg) not in _CONSTANTS:
+            return None
+    return backend
+
+
 def past_autograd(op: Callable[..., Any], *args: Any) -> Any:
     """The op's kernel, whoever asks."""
     try:
         with below_autograd():
             return op(*args)
-    except RuntimeError as error:
-        if str(error).startswith("fused_logistic::empty: out of memory"):
-            if torch.cuda.is_initialized():
-                torch.cuda.current_stream().query()  # raises where something that went wrong before is the reason
-            raise torch.OutOfMemoryError(str(error)) from None  # as torch's own; csrc has no such exception to throw
-        raise
-    except MemoryError:  # std::bad_alloc, of what a kernel adds up in
-        raise torch.OutOfMemoryError(f"{op}: out of memory") from None
+    except (RuntimeError, MemoryError) as error:
+        raise _named(error, op) from None
+
+
+def _named(error: Exception, op: object) -> Exception:
+    """What a kernel raised; where memory was lacking torch's own error, which csrc has no exception for."""
+    if isinstance(error, MemoryError):  # std::bad_alloc, of what a kernel adds up in
+        return torch.OutOfMemoryError(f"{op}: out of memory")
+    if not str(error).startswith("fused_logistic::empty: out of memory"):
+        return error
+    if torch.cuda.is_initialized():
+        torch.cuda.current_stream().query()  # raises where something that went wrong before is the reason
+    return torch.OutOfMemoryError(str(error))

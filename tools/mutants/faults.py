@@ -54,6 +54,12 @@ PYTHON = [
          "grads[0] = ctx.grad_logits"),
     ),
     *python(
+        "ops.py", "small_calls",
+        ("def call_loss", "recorded()", "False"),
+        ("def call_loss", "_is_profiled()", "False"),
+        ("def _backend_of", "arg.is_neg()", "False"),
+    ),
+    *python(
         "autograd.py", "linear linear_transforms linear_mask",
         ("class LinearBinaryCrossEntropy", "args[0].dtype == torch.float16 or", ""),
         ("class LinearBinaryCrossEntropy", "[_scaled(g, grad_output) for g in gradients]", "list(gradients)"),
