@@ -327,10 +327,13 @@ template <class V>
 struct LossGroup {
   V q, linear;
 };
-template <class V>
+// kLookedAt: a sum that comes to NaN will be made again, its losses one by one. So is that of an infinite logit then, also where
+// its weight is 0, which asks less of all others.
+template <bool kLookedAt, class V>
 FL_FN LossGroup<V> with(const LossGroup<V>& group, const Logit<V>& logit, const TermWeights<V>& weights) {
-  const V dominant = select(logit.z < splat<V>(0), weights.positive, weights.negative);
-  return {fma(group.q, logit.e, group.q + logit.e), add_term(dominant, -logit.minus_m, group.linear)};
+  const V dominant = select(logit.z < splat<V>(0), weights.positive, weights.negative), m = -logit.minus_m;
+  const V linear = kLookedAt ? fma(dominant, m, group.linear) : add_term(dominant, m, group.linear);
+  return {fma(group.q, logit.e, group.q + logit.e), linear};
 }
 template <class V>
 FL_FN LossGroup<V> joined(const LossGroup<V>& x, const LossGroup<V>& y) {

@@ -229,7 +229,7 @@ FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings) {
   const auto factors = L::template factors<kHard>(of, y, settings);
   if constexpr (is_grouped<L>(kOutput, kTerms) && !kAgain) {
     const LossGroup<V> before = at.group();
-    LossGroup<V> group = with(before, of, terms);
+    LossGroup<V> group = with</*kLookedAt=*/true>(before, of, terms);
     if constexpr (kHasOptions) group = {select(kept, group.q, before.q), select(kept, group.linear, before.linear)};
     at.group(group);
   } else if constexpr (has_sum(kOutput) || kOutput == Output::kLoss) {

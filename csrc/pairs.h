@@ -26,7 +26,7 @@ template <bool kGrad, class V>
 FL_FN V add_pair(V x, V z, V y, PairSums<V>& sums) {
   const Logit<V> of = logit(z);
   const TermWeights<V> terms = term_weights(y);
-  sums.losses = with(sums.losses, of, terms);
+  sums.losses = with</*kLookedAt=*/false>(sums.losses, of, terms);
   if constexpr (!kGrad) return splat<V>(0);
   const V grad = grad_logit(of, terms, splat<V>(1));
   sums.grad_scale = fma(grad, x, sums.grad_scale);

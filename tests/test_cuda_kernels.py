@@ -111,7 +111,7 @@ def test_infinite_and_nan_logits(kernels, dtype):
 
 @pytest.mark.parametrize("general", [False, True], ids=["typed", "general"])
 def test_groups_that_overflow(kernels, general):
-    """Huge losses, whose sum in fp32 is infinite, are added in fp64 one by one; so is a single one."""
+    """Huge losses, whose sum in fp32 is infinite, are added in fp64 one by one; so are one alone and infinite logits."""
     logits, target = make_logits((1, 8192 + 1029), torch.float32), make_target((1, 8192 + 1029), torch.float32)
     logits[0, 8192 + 700 :] = 3e38
     for output in (Output.LossSum, Output.LossSumAndGrad):
@@ -120,6 +120,10 @@ def test_groups_that_overflow(kernels, general):
         for n in (1, 8192, 8193):
             for labels in (target[:, -n:], target[:, -n:].long()):
                 compare(kernels, output, logits[:, -n:], labels, general=general)
+    right = torch.where(target[:, :8500] < 0.5, -np.inf, np.inf).float(), target[:, :8500].round()
+    right[0][:, 7:8400:3] = 1  # others beside them, and later a chunk without
+    for output in (Output.LossSum, Output.LossSumAndGrad):
+        assert compare(kernels, output, *right, general=general).sum.isfinite()
     double = torch.cat([logits[:, -1029:].double(), torch.tensor([[np.inf, -np.inf]])], 1)
     compare(kernels, Output.LossSumAndGrad, double, target[:, -1031:].double(), general=general)
     several = logits[:, :9200].reshape(92, 100), target[:, :9200].reshape(92, 100)

@@ -72,7 +72,7 @@ def test_one_element_is_its_loss(dtype, isa):
         logits, target = torch.tensor([z], dtype=dtype), torch.tensor([y], dtype=dtype)
         (alone,) = ops.bce(*loss_arguments(logits, target, None, None, None, ops.NONE, dtype=torch.float64)).tolist()
         assert sums(logits, target) == alone
-        nothing = torch.full((_C.CHUNK,), -torch.inf, dtype=dtype)
+        nothing = torch.full((_C.CHUNK,), torch.finfo(dtype).min, dtype=dtype)
         behind = torch.cat([nothing, logits]), torch.cat([torch.zeros_like(nothing), target])
         assert sums(*behind) == alone
 
@@ -94,16 +94,38 @@ def test_a_sum_that_overflows_in_fp32(options, n, isa):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_what_is_left_out_changes_no_bit(dtype, isa):
-    """The same lanes, with the others' losses 0: a logit of -infinity for a target of 0."""
+    """The same lanes, with the others' losses 0: the smallest logit for a target of 0."""
     n = 2 * _C.CHUNK + 77
     logits, target, kept = 5 * torch.randn(n, dtype=dtype), torch.rand(n, dtype=dtype), torch.rand(n) < 0.7
-    nothing = torch.where(kept, logits, -torch.inf), torch.where(kept, target, 0)
+    nothing = torch.where(kept, logits, torch.finfo(dtype).min), torch.where(kept, target, 0)
     there = torch.where(kept, logits, torch.nan), torch.where(kept, target, torch.inf)
     assert sums(*there, mask=kept) == sums(*nothing)
     ignored = torch.where(kept, target, -100)
     assert sums(there[0], ignored, ignore_index=-100) == sums(*nothing)
     smoothed = (target * 0.5 + 0.25, target) if dtype == torch.float64 else (target.round() / 2 + 0.25, target.round())
     assert sums(logits, smoothed[0]) == pytest.approx(sums(logits, smoothed[1], label_smoothing=0.5), rel=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 7}], ids=str)
+def test_infinite_logits_that_are_right(dtype, options, isa):
+    """Have no loss: their chunk's losses are added one by one, which groups cannot tell from NaN."""
+    n = 3 * _C.CHUNK
+    logits, target = 5 * torch.randn(n, dtype=dtype), torch.randint(0, 2, (n,)).to(dtype)
+    right = torch.arange(n) % 4001 == 17  # in each chunk
+    logits = torch.where(right, (target - 0.5) * torch.inf, logits)
+    losses = ops.bce(*loss_arguments(logits, target, None, None, None, ops.NONE, dtype=torch.float64))
+    assert not losses[right].any()
+    assert sums(logits, target, **options) == pytest.approx(losses.sum().item(), rel=n * 2.0**-53)
+    gradients = []
+    for reduction in ("sum", "none"):
+        z = logits.clone().requires_grad_()
+        fl.binary_cross_entropy_with_logits(z, target, reduction=reduction, **options).sum().backward()
+        gradients.append(z.grad)
+    assert same_bits(*gradients)
+    assert not gradients[0][right].any()
+    logits[5], target[5] = torch.inf, 0
+    assert sums(logits, target, **options) == torch.inf
 
 
 def test_the_order_of_the_chunks_sums():

@@ -54,15 +54,17 @@ FL_FN void step(const Row<C, Z, Y>& row, int64_t i) {
 }
 
 // Asks for what the next row will read of logits, target and weight, where they lie as rows, and for where it will write: the
-// hardware's own prefetching stops at each row's end, where the sums are added up.
+// hardware's own prefetching stops at each row's end, where the sums are added up. The first-level cache can wait for fewer
+// lines than memory's latency asks for; with 16 bits, which are computed as slowly and half as many, for enough, a tenth faster.
 template <Output kOutput, Terms kTerms, class V, class C, class Z, class Y>
 FL_FN void prefetch_next_row(const Row<C, Z, Y>& row, int64_t i) {
   constexpr int64_t w = width<V>;
   if (!row.more) return;
-  prefetch(row.logits + kLanes + i, w * sizeof(Z));
-  prefetch(row.target + kLanes + i, w * sizeof(Y));
-  if constexpr (has_weights(kTerms)) prefetch(row.weight + kLanes + i, w * sizeof(C));
-  if (has_elements(kOutput) && row.more_out) prefetch</*kToWrite=*/true>(row.out + kLanes + i, w * sizeof(Z));
+  constexpr Prefetch kRead = is_16bit<Z> ? Prefetch::kReadNear : Prefetch::kRead;
+  prefetch<kRead>(row.logits + kLanes + i, w * sizeof(Z));
+  prefetch<kRead>(row.target + kLanes + i, w * sizeof(Y));
+  if constexpr (has_weights(kTerms)) prefetch<kRead>(row.weight + kLanes + i, w * sizeof(C));
+  if (has_elements(kOutput) && row.more_out) prefetch<Prefetch::kWrite>(row.out + kLanes + i, w * sizeof(Z));
 }
 
 // Always inlined: as a function of its own it would keep the row's fields in memory, a tenth slower.

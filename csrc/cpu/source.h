@@ -110,7 +110,7 @@ class Source {
       // the next row: by then the hardware's own prefetching has stopped
       const int64_t element = size_of(operand_.dtype), next = index + kLanes;
       if (next + kLanes <= operand_.size) {
-        prefetch(static_cast<const char*>(operand_.data) + next * element, kLanes * element);
+        prefetch<Prefetch::kRead>(static_cast<const char*>(operand_.data) + next * element, kLanes * element);
       }
       for (int64_t done = 0, n; done < count; done += n, index = 0) {
         n = operand_.size - index < count - done ? operand_.size - index : count - done;

@@ -48,16 +48,44 @@ FL_FN UInt32Vector float_to_half(FloatVector x) {
 
 FL_FN FloatVector load(const float* data) { return load_unaligned<FloatVector>(data); }
 FL_FN DoubleVector load(const double* data) { return load_unaligned<DoubleVector>(data); }
-FL_FN FloatVector load(const BFloat16* data) {
-  return bit_cast<FloatVector>(widen(load_unaligned<UInt16Vector>(data)) << 16);
-}
-FL_FN FloatVector load(const Half* data) {
+FL_FN FloatVector to_float(UInt16Vector bits, BFloat16) { return bit_cast<FloatVector>(widen(bits) << 16); }
+FL_FN FloatVector to_float(UInt16Vector bits, Half) {
 #if defined(FL_AVX512)
-  return _mm512_cvtph_ps(load_unaligned<__m256i>(data));
+  return _mm512_cvtph_ps(bit_cast<__m256i>(bits));
 #elif defined(FL_AVX2)
-  return _mm256_cvtph_ps(load_unaligned<__m128i>(data));
+  return _mm256_cvtph_ps(bit_cast<__m128i>(bits));
 #else
-  return half_to_float(widen(load_unaligned<UInt16Vector>(data)));
+  return half_to_float(widen(bits));
+#endif
+}
+FL_FN FloatVector load(const BFloat16* data) { return to_float(load_unaligned<UInt16Vector>(data), BFloat16{}); }
+FL_FN FloatVector load(const Half* data) { return to_float(load_unaligned<UInt16Vector>(data), Half{}); }
+
+// The first `count` lanes, less than there are, and zeros: nothing behind them is read.
+template <class T>
+FL_FN auto load_first(const T* data, int64_t count) {
+#if defined(FL_AVX512)
+  const auto lanes = __mmask16((1u << count) - 1);
+  if constexpr (std::is_same_v<T, float>) {
+    return FloatVector(_mm512_maskz_loadu_ps(lanes, data));
+  } else if constexpr (std::is_same_v<T, double>) {
+    return DoubleVector(_mm512_maskz_loadu_pd(__mmask8(lanes), data));
+  } else {
+    return to_float(UInt16Vector(_mm256_maskz_loadu_epi16(lanes, data)), T{});
+  }
+#else
+#if defined(FL_AVX2)
+  if constexpr (std::is_same_v<T, float>) {
+    const __m256i places = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return FloatVector(_mm256_maskload_ps(data, _mm256_cmpgt_epi32(_mm256_set1_epi32(int32_t(count)), places)));
+  } else if constexpr (std::is_same_v<T, double>) {
+    const __m256i places = _mm256_setr_epi64x(0, 1, 2, 3);
+    return DoubleVector(_mm256_maskload_pd(data, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), places)));
+  }
+#endif
+  T values[width<FloatVector>] = {};
+  memcpy(values, data, count * sizeof(T));
+  return load(values);
 #endif
 }
 
@@ -135,12 +163,13 @@ FL_FN void store(T* data, Pair<V> x) {
 
 // ---- The caches ---------------------------------------------------------------------------------------------------
 
-// Asks for the lines of so many bytes: to be read, into the second-level cache, since the first can wait for fewer lines than
-// memory's latency asks for; or to be written. Always inlined: GCC leaves out the call of a function that does nothing else.
-template <bool kToWrite = false>
+// Asks for the lines of so many bytes: to be read, into the first-level cache if that is near enough, else into the second;
+// or to be written. Always inlined: GCC leaves out the call of a function that does nothing else.
+enum class Prefetch { kRead, kReadNear, kWrite };
+template <Prefetch kFor>
 FL_FN void prefetch(const void* data, int64_t bytes) {
   for (int64_t k = 0; k < bytes; k += 64)
-    __builtin_prefetch(static_cast<const char*>(data) + k, kToWrite, kToWrite ? 3 : 2);
+    __builtin_prefetch(static_cast<const char*>(data) + k, kFor == Prefetch::kWrite, kFor == Prefetch::kRead ? 2 : 3);
 }
 
 // Past the caches: what is written this way is not read into them first. out has a vector's alignment; the calling thread's
