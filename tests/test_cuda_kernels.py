@@ -111,7 +111,7 @@ def test_infinite_and_nan_logits(kernels, dtype):
 
 @pytest.mark.parametrize("general", [False, True], ids=["typed", "general"])
 def test_groups_that_overflow(kernels, general):
-    """Huge losses, whose sum in fp32 is infinite, are added in fp64 one by one; so are one alone and infinite logits."""
+    """Huge losses, whose sum in fp32 is infinite, are added in fp64 one by one; so are one alone, infinite logits."""
     logits, target = make_logits((1, 8192 + 1029), torch.float32), make_target((1, 8192 + 1029), torch.float32)
     logits[0, 8192 + 700 :] = 3e38
     for output in (Output.LossSum, Output.LossSumAndGrad):
