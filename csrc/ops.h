@@ -119,7 +119,7 @@ struct Ops {
   static Mean mean(const TensorProblem& on, const OptionalTensor& count, int64_t reduction) {
     require(reduction >= kNone && reduction <= kSum, on.op(), "reduction is not 0 (none), 1 (mean) or 2 (sum)");
     if (reduction != kMean) return {};
-    if (count.has_value()) return {static_cast<const double*>(count->const_data_ptr())};
+    if (count.has_value()) return {static_cast<const double*>(data_of(*count, on.op()))};
     require(on.problem.mask.data == nullptr && !leaves_out(on.problem.options), on.op(),
             "a mean over some of the elements needs their count");
     return {nullptr, double(on.problem.numel)};

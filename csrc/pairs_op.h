@@ -21,7 +21,7 @@ inline Pairs pairs_of(FL_PAIRS) {
   const auto number = [&](const Tensor& t) {
     require(t.numel() == 1 && t.scalar_type() == type && t.device() == similarities.device(), op,
             "scale or bias is not one number of the similarities' dtype and device");
-    return t.const_data_ptr();
+    return data_of(t, op);
   };
   require(sums.numel() == kPairSums && sums.is_contiguous() && sums.scalar_type() == ScalarType::Double &&
               sums.device() == similarities.device(),

@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_bce_single(
   require(on.problem.target.classes == 0, op, "target is not of the logits' shape");
   if (!has_loss) on.set_grad_output(*grad_output);
   Mean mean = {nullptr, reduction == kMean ? double(n) : 1};
-  if (reduction == kMean && count.has_value()) mean.count = static_cast<const double*>(count->const_data_ptr());
+  if (reduction == kMean && count.has_value()) mean.count = static_cast<const double*>(data_of(*count, op));
 
   const Tensor absent = backend.empty({0}, {1}, type);
   Tensor loss = absent, grad_input = absent, grad_weight = absent, grad_bias = absent;

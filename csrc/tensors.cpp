@@ -68,13 +68,6 @@ bool has_class_indices(const Tensor& target, const Tensor& logits) {
          logits.size(class_dim(logits)) != 1;
 }
 
-// What is read of a tensor. One whose storage was freed has none, and null stands for an operand that is not given.
-const void* data_of(const Tensor& tensor, const char* op) {
-  const void* const data = tensor.const_data_ptr();
-  require(data != nullptr || tensor.numel() == 0, op, "the storage of a tensor was freed");
-  return data;
-}
-
 }  // namespace
 
 void refuse(const char* op, const char* what) {
@@ -105,6 +98,12 @@ DType dtype_of(ScalarType type) {
     default:
       refuse("dtype_of", "no kernel reads this dtype");
   }
+}
+
+const void* data_of(const Tensor& tensor, const char* op) {
+  const void* const data = tensor.const_data_ptr();
+  require(data != nullptr || tensor.numel() == 0, op, "the storage of a tensor was freed");
+  return data;
 }
 
 bool is_floating(ScalarType type) {

@@ -17,6 +17,8 @@ using OptionalTensor = std::optional<Tensor>;
 
 FL_API DType dtype_of(ScalarType type);
 FL_API bool is_floating(ScalarType type);
+// What is read of a tensor. One whose storage was freed has none, and null stands for an operand that is not given.
+FL_API const void* data_of(const Tensor& tensor, const char* op);
 
 // Uninitialised.
 FL_API Tensor empty_strided(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, ScalarType dtype,

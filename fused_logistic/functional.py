@@ -40,10 +40,7 @@ def _refuse(op: str, names: tuple[str, str], tensors: tuple[Any, ...], options: 
     checks.loss(*tensors, None, ops.SUM, *options, names=names)
 
 
-def _loss(
-    op: str, tensors: tuple[Any, ...], reduction: str, options: Options, promotes: bool, normalizer: Any
-) -> Tensor:
-    number = number_of(reduction)
+def _loss(op: str, tensors: tuple[Any, ...], number: int, options: Options, promotes: bool, normalizer: Any) -> Tensor:
     args: Any = *tensors, number, options, promotes, arguments.normalizer(op, normalizer, number, tensors[0])
     return autograd.loss(*args)
 
@@ -65,15 +62,16 @@ def computed(
     if pos_weight is not None:
         pos_weight = arguments.beside(pos_weight, input)
     tensors = input, target, weight, pos_weight, mask
-    given = tensors, reduction, options, promotes, normalizer
+    rest = options, promotes, normalizer
     if torch.compiler.is_compiling():  # checked without data (registration.py)
-        return _loss(op, *given)
+        return _loss(op, tensors, number_of(reduction), *rest)
     try:
+        number = number_of(reduction)
         if options is _NO_OPTIONS and mask is None and normalizer is _ELEMENTS:  # as in most calls
-            loss = autograd.plain_loss(tensors, number_of(reduction))
+            loss = autograd.plain_loss(tensors, number)
             if loss is not None:
                 return loss
-        return _loss(op, *given)
+        return _loss(op, tensors, number, *rest)
     except Exception as error:
         refusal = error
     try:  # whatever went wrong gets its name here, in torch's words; if it has none, it is what it was

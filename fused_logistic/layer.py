@@ -264,10 +264,13 @@ class _Tiled:
             return matrix.expand(m.rows, m.labels)[row, column]
 
         grad_output, *others = each(there, m.grad_output, m.weight, m.pos_weight, m.mask)
-        is_free = Options(*self.options).zero_is_free
+        options = Options(*self.options)
+        is_free, is_grouped = options.zero_is_free, options.loss == LOSS and m.weight is None and m.pos_weight is None
         flat = logits.view(-1)
         logits_there = flat.index_select(0, place)
-        flat.index_fill_(0, place, -math.inf if is_free else 0)
+        # an infinite logit would have losses that share a logarithm added up a second time (docs/derivation.md)
+        nothing = torch.finfo(logits.dtype).min if is_grouped else -math.inf
+        flat.index_fill_(0, place, nothing if is_free else 0)
         self.by_op(logits, self.background.expand(tile.rows, tile.labels), tile)
         if not is_free and self.loss_sum is not None:
             neutral = torch.zeros_like(logits_there), torch.zeros_like(value), *others, None

@@ -34,11 +34,13 @@ dtype, class indices, of that shape without dimension 1 (0, where it is the only
 
 A raw op is right wherever it is called, or raises: where autograd or a transform looks on it is the differentiable
 composition (:mod:`fused_logistic.registration`), and what writes in place or is a part of the layer refuses to be
-there. :func:`call` is the way past that, for those that have already decided (:mod:`fused_logistic.autograd`).
+there. :func:`call` and, for the losses, :func:`call_loss` are the ways past that, for those that have already decided
+(:mod:`fused_logistic.autograd`).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -103,7 +105,21 @@ _is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedten
 _is_profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled
 _modes, _is_included = torch._C._len_torch_dispatch_stack, torch._C._dispatch_tls_is_dispatch_key_included
 _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
-_CPU, _CUDA = (torch._C.DispatchKeySet(key) for key in (torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA))
+_keys = torch._C._dispatch_keys
+
+
+def _key_set(*names: str) -> Any:
+    first, *others = (getattr(torch._C.DispatchKey, name) for name in names)
+    return functools.reduce(lambda found, key: found.add(key), others, torch._C.DispatchKeySet(first))
+
+
+# By the keys of a tensor of plain memory, made outside of inference mode and in it, the kernels' own.
+_BACKENDS = {
+    _key_set(name, "Autocast" + name, *more).raw_repr(): kernel
+    for name in ("CPU", "CUDA")
+    for kernel in [_key_set(name)]
+    for more in ((), ("ADInplaceOrView", "Autograd" + name))
+}
 _CONSTANTS = (int, torch.dtype, float, bool)
 
 
@@ -130,29 +146,32 @@ def call(op: Callable[..., Any], *args: Any) -> Any:
 
 
 def call_loss(op: Any, *args: Any) -> Any:
-    """:func:`call` of an op of the losses, where autograd records nothing: straight to the kernel, where the dispatcher
-    has nothing to decide. Asking it takes longer than a small loss."""
+    """:func:`call` of an op of the losses, where neither autograd nor a transform looks on: straight to the kernel,
+    where the dispatcher has nothing to decide. Asking it takes longer than a small loss.
+
+    Nothing tells of torch's ``ExecutionTraceObserver``: it sees the Function then, and not the op.
+    """
     if torch.compiler.is_compiling():
         return op(*args)
-    backend = None if recorded() or _transforms_active() or _is_profiled() else _backend_of(args)
+    backend = None if recorded() or _is_profiled() else _backend_of(args)
     if backend is None:
         return past_autograd(op, *args)
     try:
         return op.redispatch(backend, *args)
     except (RuntimeError, MemoryError) as error:
-        raise _named(error, op) from None
+        if (named := _out_of_memory(error, op)) is None:
+            raise
+        raise named from None
 
 
 def _backend_of(args: Sequence[Any]) -> Any:
-    """The key of the kernel for an op's arguments, as the dispatcher finds it, or None for whatever is unusual.
-
-    Of torch's own tensors a negated view alone would be read as something else; the kernels refuse what has no memory.
-    """
+    """The key of the kernel for an op's arguments, as the dispatcher finds it. None, where one of them is neither a
+    tensor in plain memory (but a negated view, zeros without memory, one that a transform wrapped) nor a constant."""
     backend = None
     for arg in args:
         if type(arg) in PLAIN:
-            own = _CPU if arg.is_cpu else _CUDA if arg.is_cuda else None
-            if own is None or arg.is_neg() or not (backend is None or backend is own):
+            own = _BACKENDS.get(_keys(arg).raw_repr())
+            if own is None or not (backend is None or backend is own):
                 return None
             backend = own
         elif arg is not None and type(arg) not in _CONSTANTS:
@@ -166,15 +185,17 @@ def past_autograd(op: Callable[..., Any], *args: Any) -> Any:
         with below_autograd():
             return op(*args)
     except (RuntimeError, MemoryError) as error:
-        raise _named(error, op) from None
+        if (named := _out_of_memory(error, op)) is None:
+            raise
+        raise named from None
 
 
-def _named(error: Exception, op: object) -> Exception:
-    """What a kernel raised; where memory was lacking torch's own error, which csrc has no exception for."""
+def _out_of_memory(error: Exception, op: object) -> Exception | None:
+    """torch's own error, which csrc has no exception for, where memory was lacking."""
     if isinstance(error, MemoryError):  # std::bad_alloc, of what a kernel adds up in
         return torch.OutOfMemoryError(f"{op}: out of memory")
     if not str(error).startswith("fused_logistic::empty: out of memory"):
-        return error
+        return None
     if torch.cuda.is_initialized():
         torch.cuda.current_stream().query()  # raises where something that went wrong before is the reason
     return torch.OutOfMemoryError(str(error))

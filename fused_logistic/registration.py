@@ -1,6 +1,6 @@
 """What torch asks of the ops beside their kernels: autograd, shapes without data, vmap, devices without a kernel.
 
-Registered when the package is imported. The hot path comes by none of this but the kernels (:func:`ops.call`).
+Registered when the package is imported. The hot path comes by none of this but the kernels (:func:`ops.call_loss`).
 """
 
 from __future__ import annotations

@@ -201,6 +201,10 @@ def test_losses_that_are_large(kernels):
     assert run(kernels, Output.LossSumAndGrad, 100 * logits, target).sum == np.inf
     logits[7, 8] = np.nan
     assert run(kernels, Output.LossSumAndGrad, logits, target).sum.isnan()
+    right = make_logits((20, 40), torch.float32)
+    right[::3, 1::2] = -np.inf  # of a target of 0: no loss, but NaN in a group
+    exact = loss_on_cpu(Output.LossSum, right, target).sum
+    torch.testing.assert_close(run(kernels, Output.LossSumAndGrad, right, target).sum, exact, rtol=1e-6, atol=0)
     infinite = torch.tensor([np.inf, 1.0, 0.0, 2.0]).repeat(10).reshape(1, 40)
     compare(kernels, Output.LossSumAndGrad, make_logits((20, 40), torch.float32), target, pos_weight=infinite)
 

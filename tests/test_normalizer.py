@@ -17,6 +17,7 @@ from normalizer_formula import (
 )
 
 import fused_logistic as fl
+from fused_logistic import ops
 from tests.conftest import same_bits
 
 # ---- Values and gradients --------------------------------------------------------------------------------------------
@@ -213,3 +214,12 @@ def test_nothing_waits_for_the_device():
             loss = fl.binary_cross_entropy_with_logits(leaf, y.to("meta"), normalizer=normalizer, **options)
             loss.backward()
             assert loss.is_meta and leaf.grad.is_meta
+
+
+def test_a_divisor_whose_storage_was_freed():
+    """It is not taken for one that was not given, of which the mean would be the sum."""
+    count = torch.ones((), dtype=torch.float64)
+    count.untyped_storage().resize_(0)
+    for op in (ops.bce, ops.bce_with_grad):
+        with pytest.raises(RuntimeError, match="storage of a tensor was freed"):
+            op(torch.randn(3), torch.rand(3), None, None, None, count, ops.MEAN, torch.float32)

@@ -74,7 +74,7 @@ def test_modes_and_profilers_see_the_ops():
 )
 @pytest.mark.parametrize("which", [0, 1], ids=["input", "target"])
 def test_what_is_no_plain_memory(which, unusual):
-    """By the straight way the same as by the dispatcher's, or an error, but never another number."""
+    """By the straight way what it is by the dispatcher's, errors too."""
     given = [torch.randn(3), torch.rand(3)]
     given[which] = unusual
     arguments = *given, None, None, None, None, ops.SUM, torch.float32
@@ -83,9 +83,28 @@ def test_what_is_no_plain_memory(which, unusual):
         try:
             outcomes.append(call(ops.bce, *arguments))
         except (RuntimeError, NotImplementedError) as error:
-            outcomes.append(error)
+            outcomes.append(str(error))
     straight, asked = outcomes
-    assert isinstance(straight, Exception) or straight.is_meta or same_bits(straight, asked)
+    assert straight == asked if isinstance(asked, str) else asked.is_meta or same_bits(straight, asked)
+
+
+def test_zeros_without_memory_behind_the_loss():
+    """As the derivative of sgn hands them out."""
+    logits = torch.randn(5, requires_grad=True)
+    fl.binary_cross_entropy_with_logits(logits, torch.rand(5)).sgn().backward()
+    assert torch.equal(logits.grad, torch.zeros(5))
+    zero = torch._efficientzerotensor((), dtype=torch.float64)
+    assert fl.binary_cross_entropy_with_logits(torch.zeros(3), torch.rand(3), normalizer=zero).item() == torch.inf
+
+
+@pytest.mark.parametrize("which", range(4), ids=["input", "target", "weight", "pos_weight"])
+def test_what_a_transform_left_behind(which):
+    given = [torch.randn(4, 3), torch.rand(4, 3), torch.rand(4, 3) + 0.5, torch.rand(3) + 0.5]
+    expected = fl.binary_cross_entropy_with_logits(*given[:3], pos_weight=given[3])
+    left = []
+    torch.func.grad(lambda t: left.append(t) or t.sum())(given[which])
+    given[which] = left[0]
+    assert same_bits(fl.binary_cross_entropy_with_logits(*given[:3], pos_weight=given[3]), expected)
 
 
 def test_both_ways_are_taken(monkeypatch):
@@ -101,15 +120,33 @@ def test_both_ways_are_taken(monkeypatch):
     assert [backend is not None for backend in taken] == [True, False]
 
 
-@pytest.mark.parametrize("no_op", [KeyError, RuntimeError, MemoryError])
-def test_what_is_raised_on_the_way_is_raised_once(no_op):
-    """By a hook, say, which a second attempt would call again."""
+@pytest.mark.parametrize("kind", [KeyError, RuntimeError, MemoryError])
+def test_what_a_hook_raises_is_raised_once(kind):
+    """A second attempt would call it again."""
     raised = []
 
     def pack(tensor):
-        raised.append(no_op("by a hook"))
+        raised.append(kind("by a hook"))
         raise raised[-1]
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), pytest.raises(no_op) as caught:
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), pytest.raises(kind) as caught:
         fl.binary_cross_entropy_with_logits(torch.randn(3, requires_grad=True), torch.rand(3))
     assert [caught.value] == raised
+
+
+def test_what_a_mode_raises_keeps_its_cause():
+    class Failing(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            raise RuntimeError("mine") from KeyError("the cause")
+
+    with Failing(), pytest.raises(RuntimeError, match="mine") as caught:
+        fl.binary_cross_entropy_with_logits(torch.randn(3, requires_grad=True), torch.rand(3))
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_deprecated_name_warns_once():
+    with pytest.warns(UserWarning, match="deprecated") as warned:
+        torch.func.grad(lambda z: fl.binary_cross_entropy_with_logits(z, torch.rand(3), reduction="elementwise_mean"))(
+            torch.randn(3)
+        )
+    assert len(warned) == 1

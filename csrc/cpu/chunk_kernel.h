@@ -209,7 +209,8 @@ void run_chunks(const Problem& problem, int64_t first, int64_t last, double* par
   row.scale = C(problem.scale);
   if (kOutput == Output::kLossSumAndGrad && first < last) row.scale = row.scale * grad_output.row(0, 1)[0];
   if constexpr (kTerms != Terms::kPlain || !std::is_same_v<L, Bce>) row.settings = settings_of<C>(problem);
-  // A sum tells for nothing of infinite weights and of groups that overflow: where it is not finite, the chunk is done again.
+  // A sum tells for nothing of infinite weights and logits, and of groups that overflow: where it is not finite, the chunk is
+  // done again.
   constexpr bool kCounts = kOutput == Output::kCount, kAsked = has_sum(kOutput) && !kCounts;
   const bool in_place = has_elements(kOutput) && problem.out == problem.logits.data;  // a tile of a layer
   Sink<Z> out(problem);

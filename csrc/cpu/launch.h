@@ -20,7 +20,7 @@ Tensor empty_cpu(IntHeaderOnlyArrayRef sizes, IntHeaderOnlyArrayRef strides, Sca
 // Calls f with the address of a floating point tensor's first element.
 template <class F>
 void with_data(const Tensor& tensor, F f) {
-  void* const data = const_cast<void*>(tensor.const_data_ptr());
+  void* const data = const_cast<void*>(data_of(tensor, "with_data"));
   switch (tensor.scalar_type()) {
     case ScalarType::Double:
       return f(static_cast<double*>(data));

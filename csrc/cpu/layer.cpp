@@ -81,7 +81,7 @@ class RowOperands {
             "bce_tile_", "an operand does not broadcast to the logits");
     if (matrix.size(1) > 1 && matrix.stride(1) > 1) owned_.push_back(matrix = torch::stable::contiguous(matrix));
     const bool constant = matrix.size(1) == 1 || matrix.stride(1) == 0;
-    return {{matrix.const_data_ptr(), dtype_of(matrix.scalar_type()), 1, constant ? 1 : columns_},
+    return {{data_of(matrix, "bce_tile_"), dtype_of(matrix.scalar_type()), 1, constant ? 1 : columns_},
             matrix.size(0) == 1 ? 0 : matrix.stride(0) * int64_t(matrix.element_size())};
   }
 

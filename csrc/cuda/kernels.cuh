@@ -72,7 +72,7 @@ FL_DEVICE void evaluate_pack(const Elements<C>& of, int count, const Settings<C>
   }
 }
 
-// What a chunk adds up to. again(): its losses one by one, for a chunk of one element or where the groups overflow.
+// What a chunk adds up to. again(): its losses one by one, for a chunk of one element or where the groups are not finite.
 template <class C, bool kGrouped, class Again>
 FL_DEVICE void finish_chunk(const Launch& launch, int64_t chunk, Sums<C, kGrouped>& sums, Again again) {
   double sum = sums.folded();

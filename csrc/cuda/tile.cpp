@@ -30,7 +30,7 @@ class TensorTile {
     const auto broadcasts = [](int64_t size, int64_t expected) { return size == 1 || size == expected; };
     require(broadcasts(matrix->size(0), launch.rows) && broadcasts(matrix->size(1), launch.columns), kOp,
             "an operand does not broadcast to the logits");
-    operand = {matrix->const_data_ptr(), dtype_of(matrix->scalar_type()), 1, matrix->numel()};
+    operand = {data_of(*matrix, kOp), dtype_of(matrix->scalar_type()), 1, matrix->numel()};
     lie = lie_of(operand, matrix->size(0) == 1 ? 0 : matrix->stride(0), matrix->size(1) == 1 ? 0 : matrix->stride(1));
   }
 
@@ -90,7 +90,7 @@ void tile_cuda(Tensor& logits, FL_TILE_OPERANDS, FL_OPTIONS) {
   if (count.has_value()) {
     on.check(*count);
     require(count->scalar_type() == ScalarType::Double && count->numel() == 1, kOp, "count is not one float64");
-    launch.count = static_cast<const double*>(count->const_data_ptr());
+    launch.count = static_cast<const double*>(data_of(*count, kOp));
   }
   const TilePlan plan = tile_plan(launch, output);
 

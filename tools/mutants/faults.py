@@ -57,7 +57,7 @@ PYTHON = [
         "ops.py", "small_calls",
         ("def call_loss", "recorded()", "False"),
         ("def call_loss", "_is_profiled()", "False"),
-        ("def _backend_of", "arg.is_neg()", "False"),
+        ("def _backend_of", "_BACKENDS.get(_keys(arg).raw_repr())", "_BACKENDS[min(_BACKENDS)]"),
     ),
     *python(
         "autograd.py", "linear linear_transforms linear_mask",
