@@ -201,8 +201,8 @@ static_assert(kJoined * kChunk / kLanes <= kGroup, "a group has no more losses t
 // losses are grouped, group(), to which the element is added, and group(value).
 // L is a loss's struct. Masked and ignored elements give 0.
 // kAgain: with what is rare in mind, a weight that may be infinite (see TermWeights), or groups that overflow or have an
-// infinite logit, so that each loss is summed by itself. Kernels ask for that where a loss is not finite or a result is NaN: whatever infinite weights
-// make wrong is so. Asking the weights themselves, while they are needed, would take a tenth more time.
+// infinite logit, so that each loss is summed by itself. Kernels ask for that where a loss is not finite or a result is NaN:
+// whatever infinite weights make wrong is so. Asking the weights themselves, while they are needed, would take a tenth more time.
 // kHard: the targets are known to be 0 or 1 after smoothing, but for those that are left out, which may be anything.
 template <Output kOutput, class L, Terms kTerms, bool kAgain, bool kHard, class V, class Access>
 FL_FN void evaluate(const Access& at, const SettingsOf<V>& settings) {

@@ -3,8 +3,8 @@
 //
 // The order of the sums, by the tile's sizes alone (tile_plan). A strip of strip_rows rows and 4 columns is a thread's.
 // Losses without weights: 8 rows of it are a LossGroup, what the groups come to is added downwards in fp64; a row of four
-// that would make it too large, or NaN by an infinite logit, is added by itself. With weights: in fp64, each column downwards. Then neighbours first
-// over the block's 128 strips, of which 2^shift stand side by side.
+// that would make it too large, or NaN by an infinite logit, is added by itself. With weights: in fp64, each column downwards.
+// Then neighbours first over the block's 128 strips, of which 2^shift stand side by side.
 // Columns: downwards in the type of the arithmetic, then the strips of a block downwards. What blocks come to is added in
 // fp64 by finish_tile_kernel.
 #pragma once
