@@ -122,7 +122,7 @@ PYTHON = [
     ),
     *python(
         "layer.py", "linear_sparse linear linear_mask family_layers",
-        ("def sparse(self", "-math.inf if is_free else 0", "0"),
+        ("def sparse(self", "nothing if is_free else 0", "0"),
         ("def sparse(self", "not is_free and self.loss_sum is not None", "False"),
         ("def sparse(self", "(column - tile.label)", "column"),
         ("def sort_by_tile", "stable=True", "stable=True, descending=True"),
