@@ -151,17 +151,9 @@ def call_loss(op: Any, *args: Any) -> Any:
 
     Nothing tells of torch's ``ExecutionTraceObserver``: it sees the Function then, and not the op.
     """
-    if torch.compiler.is_compiling():
-        return op(*args)
-    backend = None if recorded() or _is_profiled() else _backend_of(args)
-    if backend is None:
-        return past_autograd(op, *args)
-    try:
-        return op.redispatch(backend, *args)
-    except (RuntimeError, MemoryError) as error:
-        if (named := _out_of_memory(error, op)) is None:
-            raise
-        raise named from None
+    looked_at = torch.compiler.is_compiling() or recorded() or _is_profiled()
+    backend = None if looked_at else _backend_of(args)
+    return call(op, *args) if backend is None else _run(op, op.redispatch, backend, *args)
 
 
 def _backend_of(args: Sequence[Any]) -> Any:
@@ -181,21 +173,19 @@ def _backend_of(args: Sequence[Any]) -> Any:
 
 def past_autograd(op: Callable[..., Any], *args: Any) -> Any:
     """The op's kernel, whoever asks."""
+    with below_autograd():
+        return _run(op, op, *args)
+
+
+def _run(op: object, kernel: Callable[..., Any], *args: Any) -> Any:
+    """What the op's kernel returns; torch's own error where memory was lacking, which csrc has no exception for."""
     try:
-        with below_autograd():
-            return op(*args)
-    except (RuntimeError, MemoryError) as error:
-        if (named := _out_of_memory(error, op)) is None:
+        return kernel(*args)
+    except RuntimeError as error:
+        if not str(error).startswith("fused_logistic::empty: out of memory"):
             raise
-        raise named from None
-
-
-def _out_of_memory(error: Exception, op: object) -> Exception | None:
-    """torch's own error, which csrc has no exception for, where memory was lacking."""
-    if isinstance(error, MemoryError):  # std::bad_alloc, of what a kernel adds up in
-        return torch.OutOfMemoryError(f"{op}: out of memory")
-    if not str(error).startswith("fused_logistic::empty: out of memory"):
-        return None
-    if torch.cuda.is_initialized():
-        torch.cuda.current_stream().query()  # raises where something that went wrong before is the reason
-    return torch.OutOfMemoryError(str(error))
+        if torch.cuda.is_initialized():
+            torch.cuda.current_stream().query()  # raises where something that went wrong before is the reason
+        raise torch.OutOfMemoryError(str(error)) from None
+    except MemoryError:  # std::bad_alloc, of what a kernel adds up in
+        raise torch.OutOfMemoryError(f"{op}: out of memory") from None
